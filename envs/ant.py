@@ -1,0 +1,73 @@
+"""Ant families: run forward or backward, or to a goal (TASKS.md section 1).
+
+Contact forces are left out of observations and costs: they are zero in MuJoCo 2.0 and later.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import Array, BraxEnvironment, Engine, Task
+from envs.cheetah import control_cost
+
+_STIFF = Engine(timestep=0.01, substeps=5)
+
+
+class Ant(BraxEnvironment):
+    """The body, with Brax's own settings for its engines."""
+
+    model = "ant.xml"
+    engines = {
+        "spring": Engine(timestep=0.005, substeps=10),
+        "positional": Engine(timestep=0.005, substeps=10, gear=(200.0,) * 8),
+        "generalized": _STIFF,
+        "mjx": _STIFF,
+    }
+
+
+class AntDir(Ant):
+    """Task `angle`, 0 or pi: reward is the torso's speed that way - 0.5 sum a^2 + 1."""
+
+    def sample_task(self, key: Array) -> Task:
+        """Draws forward or backward."""
+        return {"angle": jnp.pi * jax.random.bernoulli(key).astype(jnp.float32)}
+
+    def sample_tasks(self, key: Array, num: int) -> Task:
+        """Returns both directions in turn: the family has only two tasks."""
+        return {"angle": jnp.resize(jnp.array([0.0, jnp.pi]), num)}
+
+    def observe(self, physics: Any, task: Task) -> Array:
+        """[27] = qpos[2:] 13, qvel 14."""
+        return jnp.concatenate([self.position(physics)[2:], self.velocity(physics)])
+
+    def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
+        """Speed in the wanted direction, less the cost of control, plus 1 for being healthy."""
+        velocity = (self.torso(after)[:2] - self.torso(before)[:2]) / self.dt
+        heading = jnp.stack([jnp.cos(task["angle"]), jnp.sin(task["angle"])])
+        return jnp.sum(velocity * heading) - control_cost(action, 0.5) + 1.0
+
+    def unhealthy(self, physics: Any) -> Array:
+        """The torso is below 0.2 m or above 1 m."""
+        height = self.torso(physics)[2]
+        return (height < 0.2) | (height > 1.0)
+
+
+class AntGoal(Ant):
+    """Task `goal` [2], uniform in a disc of radius 3 m: reward -L1 distance - 0.1 sum a^2."""
+
+    def sample_task(self, key: Array) -> Task:
+        """Draws a goal."""
+        angle_key, radius_key = jax.random.split(key)
+        angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi)
+        radius = 3.0 * jnp.sqrt(jax.random.uniform(radius_key))
+        return {"goal": radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
+
+    def observe(self, physics: Any, task: Task) -> Array:
+        """[29] = qpos 15, qvel 14."""
+        return jnp.concatenate([self.position(physics), self.velocity(physics)])
+
+    def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
+        """Distance to the goal and cost of control, both negative."""
+        distance = jnp.sum(jnp.abs(self.torso(after)[:2] - task["goal"]))
+        return -distance - control_cost(action, 0.1)

@@ -1,0 +1,62 @@
+"""Half-cheetah families: run forward or backward, or at a given speed (TASKS.md section 1)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import Array, BraxEnvironment, Engine, Task
+
+# Brax's own settings of this model: its penalty-based engines need short steps and softer motors.
+_SOFT = Engine(timestep=0.003125, substeps=16, gear=(120.0, 90.0, 60.0, 120.0, 100.0, 100.0))
+_STIFF = Engine(timestep=0.01, substeps=5)
+
+
+class Cheetah(BraxEnvironment):
+    """The body, its observation [20] = qpos[1:] 8, qvel 9, torso position 3."""
+
+    model = "half_cheetah.xml"
+    engines = {"spring": _SOFT, "positional": _SOFT, "generalized": _STIFF, "mjx": _STIFF}
+
+    def observe(self, physics: Any, task: Task) -> Array:
+        """Joint positions without x, velocities, and where the torso is."""
+        position, velocity = self.position(physics), self.velocity(physics)
+        return jnp.concatenate([position[1:], velocity, self.torso(physics)])
+
+    def speed(self, before: Any, after: Any) -> Array:
+        """Mean forward speed over the control step (m/s)."""
+        return (self.position(after)[0] - self.position(before)[0]) / self.dt
+
+
+def control_cost(action: Array, weight: float) -> Array:
+    """Returns weight * sum a^2."""
+    return weight * jnp.sum(jnp.square(action))
+
+
+class CheetahDir(Cheetah):
+    """Task `direction`, -1 or +1: reward is the speed that way - 0.05 sum a^2."""
+
+    def sample_task(self, key: Array) -> Task:
+        """Draws a direction."""
+        return {"direction": jax.random.rademacher(key, (), jnp.float32)}
+
+    def sample_tasks(self, key: Array, num: int) -> Task:
+        """Returns both directions in turn: the family has only two tasks."""
+        return {"direction": jnp.resize(jnp.array([-1.0, 1.0]), num)}
+
+    def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
+        """Speed in the wanted direction, less the cost of control."""
+        return task["direction"] * self.speed(before, after) - control_cost(action, 0.05)
+
+
+class CheetahVel(Cheetah):
+    """Task `velocity`, U[0, 3] m/s: reward is -|speed - velocity| - 0.05 sum a^2."""
+
+    def sample_task(self, key: Array) -> Task:
+        """Draws a target velocity."""
+        return {"velocity": jax.random.uniform(key, maxval=3.0)}
+
+    def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
+        """Distance from the wanted speed and cost of control, both negative."""
+        miss = jnp.abs(self.speed(before, after) - task["velocity"])
+        return -miss - control_cost(action, 0.05)

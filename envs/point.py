@@ -1,0 +1,43 @@
+"""A point that walks in the plane towards a hidden goal: no engine, seconds to train."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import Array, Environment, Task
+
+
+class PointGoal(Environment):
+    """Task `goal` [2], on the half circle of radius 1 above the start: reward -distance."""
+
+    action_size = 2
+
+    def sample_task(self, key: Array) -> Task:
+        """Draws a goal."""
+        angle = jax.random.uniform(key, maxval=jnp.pi)
+        return {"goal": jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
+
+    def start(self, key: Array) -> Array:
+        """A position [2] near the origin, + U(-0.1, 0.1)."""
+        return jax.random.uniform(key, (2,), minval=-0.1, maxval=0.1)
+
+    def advance(self, physics: Array, action: Array) -> Array:
+        """Moves by at most 0.1 along each axis."""
+        return physics + 0.1 * action
+
+    def observe(self, physics: Array, task: Task) -> Array:
+        """[2]: the position."""
+        return physics
+
+    def reward(self, before: Any, after: Array, action: Array, task: Task) -> Array:
+        """Minus the distance to the goal."""
+        return -jnp.linalg.norm(after - task["goal"])
+
+
+class PointSparse(PointGoal):
+    """As PointGoal, with reward 1 within 0.2 of the goal and 0 elsewhere."""
+
+    def reward(self, before: Any, after: Array, action: Array, task: Task) -> Array:
+        """Whether the goal is near."""
+        return (jnp.linalg.norm(after - task["goal"]) <= 0.2).astype(jnp.float32)

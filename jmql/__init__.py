@@ -1,0 +1,1 @@
+"""Meta-Q-Learning in JAX: pure functions from pytrees to pytrees."""

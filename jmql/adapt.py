@@ -1,0 +1,130 @@
+"""Adaptation to one new task (MQL.md section 2): a pure function, so vmap over tasks is a batch."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmql import propensity, replay, td3
+from jmql.config import Config
+from jmql.networks import Networks
+from jmql.replay import ReplayState
+from jmql.td3 import AgentState
+from jmql.types import Array, Batch, Key, Metrics, Transition
+
+
+class NewData(NamedTuple):
+    """Episodes of the new task."""
+
+    transitions: Transition  # [N, T, ...], one episode a row
+    valid: Array  # [N, T] bool: False after the end of an episode
+
+
+class Adapted(NamedTuple):
+    """An agent on its way to a new task. Drop both to roll back."""
+
+    step1: AgentState  # after learning from the new data alone
+    step2: AgentState  # and after weighted replay
+
+
+def adapt(
+    config: Config,
+    networks: Networks,
+    agent: AgentState,
+    data: NewData,
+    memory: ReplayState,
+    key: Key,
+) -> tuple[Adapted, Metrics]:
+    """Adapts a meta-trained agent to the task that new data came from.
+
+    Contexts, and so the importance weights, are those of the meta-trained actor throughout: the
+    classifier is applied to the features it was fitted to.
+
+    Args:
+        config: the whole configuration.
+        networks: the agent's modules.
+        agent: the meta-trained agent, also the anchor of the proximal term.
+        data: what the agent did on the new task.
+        memory: replay of the training tasks.
+        key: for batches and noise.
+
+    Returns:
+        The adapted agents, and the diagnostics of `propensity.diagnostics` with `prox_coef`, the
+        mean lambda of step 2. [] each.
+    """
+    history_length = config.network.history_length
+    fit_key, step1_key, step2_key = jax.random.split(key, 3)
+    meta = agent.params
+    agent = td3.fresh_optimizer(agent)
+
+    def features(batch: Batch) -> Array:
+        context = networks.actor.apply(meta["actor"], batch.history, method="context")
+        if not config.propensity.observation:
+            return context
+        return jnp.concatenate([context, batch.transition.observation], axis=-1)
+
+    fresh = whole(data, history_length)
+    new = features(fresh)
+    rows_per_task = config.collect.rows // config.tasks.train
+    past = features(
+        replay.sample(
+            memory,
+            fit_key,
+            len(new),
+            history_length,
+            recent=max(1, config.propensity.recent_per_task // rows_per_task),
+        )
+    )
+    classifier = propensity.fit(
+        config.propensity,
+        jnp.concatenate([new, past]),
+        jnp.arange(2 * len(new)) >= len(new),
+        jnp.concatenate([fresh.weight, jnp.ones(len(past))]),
+    )
+    metrics = propensity.diagnostics(
+        config.propensity,
+        propensity.log_odds(classifier, new),
+        fresh.weight,
+        propensity.log_odds(classifier, past),
+    )
+
+    def draw_new(key: Key) -> tuple[Batch, Array]:
+        return fresh, jnp.zeros(())
+
+    def draw_replay(key: Key) -> tuple[Batch, Array]:
+        num = config.adapt.batch_multiple * config.td3.batch_size
+        batch = replay.sample(memory, key, num, history_length)
+        if config.adapt.reuse == "propensity":
+            odds = propensity.log_odds(classifier, features(batch))
+            batch = batch.replace(weight=propensity.importance_weights(config.propensity, odds))
+        coef = jnp.float32(config.adapt.prox_coef)
+        if config.adapt.prox == "ess":
+            coef = coef * (1.0 - propensity.effective_sample_size(batch.weight))
+        return batch, coef
+
+    rate = config.adapt.learning_rate
+    step1, _ = td3.train(
+        config.td3, networks, agent, step1_key, config.adapt.step1_updates, draw_new, rate
+    )
+    step2, learned = td3.train(
+        config.td3,
+        networks,
+        step1,
+        step2_key,
+        config.adapt.step2_updates,
+        draw_replay,
+        rate,
+        anchor=meta,
+    )
+    return Adapted(step1, step2), metrics | {"prox_coef": learned["prox_coef"]}
+
+
+def whole(data: NewData, history_length: int) -> Batch:
+    """Returns all new data as one batch [N * T]; the weight of padding is 0, of the rest such
+    that weights have mean 1."""
+    episodes, length = data.valid.shape
+    row = jnp.repeat(jnp.arange(episodes), length)
+    slot = jnp.tile(jnp.arange(length), episodes)
+    batch = replay.windows(data.transitions, row, slot, history_length)
+    valid = data.valid.reshape(-1)
+    return batch.replace(weight=valid / valid.mean())

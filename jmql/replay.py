@@ -1,0 +1,105 @@
+"""Replay in rows: each environment row has its own ring of transitions.
+
+No history is stored. Windows are cut when a batch is drawn, with one gather of H + 1 slots.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jmql.types import Array, Batch, History, Key, Transition
+
+
+class ReplayState(struct.PyTreeNode):
+    """Rings of C slots. All rows are written together, so they share a write head."""
+
+    data: Transition  # [E, C, ...]
+    cursor: Array  # [] int32: the slot written next
+    size: Array  # [] int32: slots filled
+
+
+def init(example: Transition, rows: int, slots: int) -> ReplayState:
+    """Returns an empty replay.
+
+    Args:
+        example: one transition, for shapes and types.
+        rows: E.
+        slots: C, a multiple of the number of steps added at a time.
+    """
+    data = jax.tree.map(lambda x: jnp.zeros((rows, slots, *x.shape), x.dtype), example)
+    return ReplayState(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def add(state: ReplayState, transitions: Transition) -> ReplayState:
+    """Writes the next T steps of every row, [E, T, ...], over the oldest ones.
+
+    T must divide C, so that a write never wraps. The first step ever written to a row has to
+    begin an episode.
+    """
+    rows, slots = state.data.reward.shape
+    length = transitions.reward.shape[1]
+    chex.assert_tree_shape_prefix(transitions, (rows, length))
+    chex.assert_is_divisible(slots, length)
+    data = jax.tree.map(
+        lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, state.cursor, axis=1),
+        state.data,
+        transitions,
+    )
+    return ReplayState(
+        data, (state.cursor + length) % slots, jnp.minimum(state.size + length, slots)
+    )
+
+
+def windows(data: Transition, row: Array, slot: Array, history_length: int) -> Batch:
+    """Cuts the transitions at given places with their histories.
+
+    Args:
+        data: rings [E, C, ...] of successive steps.
+        row: [B] int32.
+        slot: [B] int32. The steps of the same episode must stand in the slots before it.
+        history_length: H.
+
+    Returns:
+        A batch [B] with weights of one.
+    """
+    chex.assert_rank([row, slot], 1)
+    slots = data.reward.shape[1]
+    back = jnp.arange(history_length, -1, -1)  # [H + 1], 0 is the transition itself
+    places = (slot[:, None] - back) % slots  # [B, H + 1]
+    transition = jax.tree.map(lambda x: x[row, slot], data)
+    observation, action, reward = (
+        x[row[:, None], places] for x in (data.observation, data.action, data.reward)
+    )
+    begun = back <= transition.step[:, None]  # [B, H + 1]
+    return Batch(
+        transition,
+        History(observation[:, :-1], action[:, :-1], reward[:, :-1], begun[:, :-1]),
+        History(observation[:, 1:], action[:, 1:], reward[:, 1:], begun[:, 1:]),
+        weight=jnp.ones(row.shape),
+    )
+
+
+def sample(
+    state: ReplayState, key: Key, num: int, history_length: int, recent: int | None = None
+) -> Batch:
+    """Draws transitions uniformly, with replacement, from rows and steps.
+
+    Windows never reach over an episode's start or the write head: once the rings are full, the
+    H oldest steps are history only.
+
+    Args:
+        state: a replay with at least one step.
+        key: for the draw.
+        num: B.
+        history_length: H, below C.
+        recent: draws only from the last so many steps of each row; None is from all.
+    """
+    rows, slots = state.data.reward.shape
+    row_key, age_key = jax.random.split(key)
+    row = jax.random.randint(row_key, (num,), 0, rows)
+    available = state.size - jnp.where(state.size == slots, history_length, 0)
+    if recent is not None:
+        available = jnp.minimum(available, recent)
+    age = jax.random.randint(age_key, (num,), 1, available + 1)  # 1 is the newest
+    return windows(state.data, row, (state.cursor - age) % slots, history_length)

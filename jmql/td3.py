@@ -1,0 +1,223 @@
+"""Twin delayed deep deterministic policy gradients (Fujimoto et al. 2018) on a learned context.
+
+    block, for `policy_delay` batches:
+        critic step: y = r + discount (1 - terminated) min_i Q'_i(s', clip(u'(s') + noise))
+                     loss = mean w [(Q1 - y)^2 + (Q2 - y)^2] + lambda |theta - anchor|^2
+        actor step:  loss = -mean w Q1(s, u(s)) + lambda |theta - anchor|^2    } once, after the
+        targets:     theta' <- theta' + tau (theta - theta')                   } first critic step
+
+The same update serves meta-training (w = 1, no anchor) and adaptation (MQL.md section 2).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jmql.config import TD3Config
+from jmql.networks import Networks
+from jmql.types import Array, Batch, History, Key, Metrics, Params
+
+
+class AgentState(struct.PyTreeNode):
+    """A learner: online and target weights under the keys `actor` and `critic`."""
+
+    params: dict[str, Params]
+    target_params: dict[str, Params]
+    opt_state: dict[str, Any]  # one Adam for each network
+    updates: Array  # [] int32: critic steps so far
+
+
+def init(networks: Networks, key: Key, observation: Array, action: Array) -> AgentState:
+    """Returns a fresh agent; observation [O] and action [A] serve for their shapes."""
+    actor_key, critic_key = jax.random.split(key)
+    history = History(observation[None], action[None], jnp.zeros(1), jnp.zeros(1, bool))
+    params = {
+        "actor": networks.actor.init(actor_key, observation, history),
+        "critic": networks.critic.init(critic_key, observation, history, action),
+    }
+    # A copy: the state is donated to the compiled cycle, which refuses one buffer twice.
+    return fresh_optimizer(AgentState(params, jax.tree.map(jnp.copy, params), {}, jnp.int32(0)))
+
+
+def fresh_optimizer(agent: AgentState) -> AgentState:
+    """Returns the agent with new Adam states; they do not depend on the learning rate."""
+    adam = optax.adam(0.0)
+    return agent.replace(opt_state={k: adam.init(v) for k, v in agent.params.items()})
+
+
+def proximal(params: Params, anchor: Params | None, coef: Array) -> Array:
+    """Returns coef * ||params - anchor||^2, [], or 0 without an anchor."""
+    if anchor is None:
+        return jnp.zeros(())
+    return coef * optax.tree.norm(optax.tree.sub(params, anchor), squared=True)
+
+
+def td_target(
+    config: TD3Config, networks: Networks, target_params: Params, batch: Batch, noise: Array
+) -> Array:
+    """Returns y [B] of a batch [B]; noise [B, A] is standard normal."""
+    step, history = batch.transition, batch.next_history
+    clip = config.target_noise_clip
+    action = networks.actor.apply(target_params["actor"], step.next_observation, history)
+    action = action + jnp.clip(config.target_noise * noise, -clip, clip)
+    q1, q2 = networks.critic.apply(
+        target_params["critic"], step.next_observation, history, jnp.clip(action, -1.0, 1.0)
+    )
+    bootstrap = config.discount * (1.0 - step.terminated)
+    chex.assert_equal_shape([step.reward, bootstrap, q1, q2])
+    return step.reward + bootstrap * jnp.minimum(q1, q2)
+
+
+def critic_loss(
+    networks: Networks, params: Params, batch: Batch, target: Array
+) -> tuple[Array, Array]:
+    """Returns the weighted TD loss [] and the mean Q1 [] of critic params."""
+    step = batch.transition
+    q1, q2 = networks.critic.apply(params, step.observation, batch.history, step.action)
+    chex.assert_equal_shape([q1, q2, target, batch.weight])
+    loss = jnp.mean(batch.weight * (jnp.square(q1 - target) + jnp.square(q2 - target)))
+    return loss, q1.mean()
+
+
+def actor_loss(
+    networks: Networks, params: Params, critic_params: Params, batch: Batch
+) -> Array:
+    """Returns the weighted -Q1(s, u(s)), [], of actor params."""
+    observation, history = batch.transition.observation, batch.history
+    action = networks.actor.apply(params, observation, history)
+    q1, _ = networks.critic.apply(critic_params, observation, history, action)
+    chex.assert_equal_shape([q1, batch.weight])
+    return -jnp.mean(batch.weight * q1)
+
+
+def update(
+    config: TD3Config,
+    networks: Networks,
+    agent: AgentState,
+    batches: Batch,
+    noise: Array,
+    learning_rate: float,
+    anchor: dict[str, Params] | None = None,
+    prox_coef: Array | None = None,
+) -> tuple[AgentState, Metrics]:
+    """Takes one block: D critic steps, with an actor and a target step after the first.
+
+    Args:
+        config: the learner's numbers.
+        networks: the agent's modules.
+        agent: the learner before.
+        batches: D batches [D, B, ...].
+        noise: standard normal draws [D, B, A] of target policy smoothing.
+        learning_rate: of both Adams.
+        anchor: weights that the proximal term pulls towards, shaped as `agent.params`.
+        prox_coef: lambda of every batch [D], with an anchor.
+
+    Returns:
+        The learner after, and `critic_loss`, `actor_loss`, `q` and `prox_coef`, [] each, means
+        over the block.
+    """
+    chex.assert_rank([batches.weight, batches.transition.reward], 2)
+    chex.assert_shape(noise, batches.transition.action.shape)
+    adam = optax.adam(learning_rate)
+    coefs = jnp.zeros(len(noise)) if prox_coef is None else prox_coef
+
+    def gradient_step(agent: AgentState, name: str, gradient: Params) -> AgentState:
+        updates, opt_state = adam.update(gradient, agent.opt_state[name])
+        params = optax.apply_updates(agent.params[name], updates)
+        return agent.replace(
+            params=agent.params | {name: params},
+            opt_state=agent.opt_state | {name: opt_state},
+        )
+
+    def penalty(params: Params, name: str, coef: Array) -> Array:
+        return proximal(params, None if anchor is None else anchor[name], coef)
+
+    def critic_step(
+        agent: AgentState, inputs: tuple[Batch, Array, Array]
+    ) -> tuple[AgentState, Metrics]:
+        batch, noise, coef = inputs
+        target = td_target(config, networks, agent.target_params, batch, noise)
+
+        def objective(params: Params) -> tuple[Array, tuple[Array, Array]]:
+            loss, q = critic_loss(networks, params, batch, target)
+            return loss + penalty(params, "critic", coef), (loss, q)
+
+        gradient, (loss, q) = jax.grad(objective, has_aux=True)(agent.params["critic"])
+        agent = gradient_step(agent, "critic", gradient)
+        return agent.replace(updates=agent.updates + 1), {"critic_loss": loss, "q": q}
+
+    def actor_step(agent: AgentState, batch: Batch, coef: Array) -> tuple[AgentState, Array]:
+        def objective(params: Params) -> tuple[Array, Array]:
+            loss = actor_loss(networks, params, agent.params["critic"], batch)
+            return loss + penalty(params, "actor", coef), loss
+
+        gradient, loss = jax.grad(objective, has_aux=True)(agent.params["actor"])
+        agent = gradient_step(agent, "actor", gradient)
+        targets = optax.incremental_update(agent.params, agent.target_params, config.tau)
+        return agent.replace(target_params=targets), loss
+
+    inputs = (batches, noise, coefs)
+    first, rest = jax.tree.map(lambda x: x[0], inputs), jax.tree.map(lambda x: x[1:], inputs)
+    agent, metrics = critic_step(agent, first)
+    agent, loss = actor_step(agent, first[0], first[2])
+    metrics = jax.tree.map(lambda x: x[None], metrics)
+    if len(noise) > 1:
+        agent, others = jax.lax.scan(critic_step, agent, rest)
+        metrics = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), metrics, others)
+    metrics = jax.tree.map(jnp.mean, metrics)
+    return agent, metrics | {"actor_loss": loss, "prox_coef": coefs.mean()}
+
+
+def train(
+    config: TD3Config,
+    networks: Networks,
+    agent: AgentState,
+    key: Key,
+    num: int,
+    draw: Callable[[Key], tuple[Batch, Array]],
+    learning_rate: float,
+    anchor: dict[str, Params] | None = None,
+    active: Array | bool = True,
+) -> tuple[AgentState, Metrics]:
+    """Takes `num` critic steps in blocks of `policy_delay`, the last block shorter if need be.
+
+    Args:
+        config, networks, agent, learning_rate, anchor: as in `update`.
+        key: for batches and noise.
+        num: critic steps.
+        draw: returns a batch [B] and its lambda [] for a key.
+        active: [] bool; False takes no step at all.
+
+    Returns:
+        The learner after, and the metrics of `update`, means over the blocks.
+    """
+
+    def block(size: int, key: Key, agent: AgentState) -> tuple[AgentState, Metrics]:
+        draw_key, noise_key = jax.random.split(key)
+        batches, coefs = jax.vmap(draw)(jax.random.split(draw_key, size))
+        noise = jax.random.normal(noise_key, batches.transition.action.shape)
+        return update(
+            config, networks, agent, batches, noise, learning_rate, anchor, coefs
+        )
+
+    blocks, last = divmod(num, config.policy_delay)
+    names = ("critic_loss", "actor_loss", "q", "prox_coef")
+    metrics = dict.fromkeys(names, jnp.zeros(()))
+
+    def whole(index: Array, carry: tuple[AgentState, Metrics]) -> tuple[AgentState, Metrics]:
+        agent, total = carry
+        agent, new = block(config.policy_delay, jax.random.fold_in(key, index), agent)
+        return agent, jax.tree.map(jnp.add, total, new)
+
+    if blocks:
+        bound = jnp.where(active, blocks, 0)
+        agent, metrics = jax.lax.fori_loop(0, bound, whole, (agent, metrics))
+    if last:
+        agent, new = block(last, jax.random.fold_in(key, blocks), agent)
+        metrics = jax.tree.map(jnp.add, metrics, new)
+    return agent, jax.tree.map(lambda x: x / max(1, blocks + bool(last)), metrics)

@@ -1,0 +1,132 @@
+"""Meta-training: collect, add, sample, update, all on device."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jmql import replay, rollout, td3
+from jmql.config import Config
+from jmql.networks import Networks
+from jmql.replay import ReplayState
+from jmql.rollout import ActorCarry
+from jmql.td3 import AgentState
+from jmql.types import Array, Batch, Env, Key, Metrics, Task, Transition
+
+
+class TrainState(struct.PyTreeNode):
+    """The carry of the compiled loop. Saving it whole makes resuming exact."""
+
+    agent: AgentState
+    memory: ReplayState
+    actors: ActorCarry  # [E, ...]
+    key: Key  # []
+    env_steps: Array  # [] int32: steps over all rows, warm-up included
+
+
+def init(config: Config, env: Env, networks: Networks, tasks: Task, key: Key) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+        config: the whole configuration.
+        env: the family.
+        networks: the agent's modules.
+        tasks: training tasks, leaves [config.tasks.train, ...]; rows take them in turn.
+        key: of the seed.
+    """
+    agent_key, reset_key, key = jax.random.split(key, 3)
+    rows = config.collect.rows
+    row_tasks = jax.tree.map(lambda x: x[jnp.arange(rows) % config.tasks.train], tasks)
+
+    def begin(key: Key, task: Task) -> ActorCarry:
+        return rollout.begin(env, key, task, config.network.history_length)
+
+    actors = jax.vmap(begin)(jax.random.split(reset_key, rows), row_tasks)
+    observation, action = jnp.zeros(env.observation_size), jnp.zeros(env.action_size)
+    never, zero = jnp.zeros((), bool), jnp.zeros(())
+    example = Transition(
+        observation, action, zero, never, never, observation, jnp.zeros((), jnp.int32)
+    )
+    return TrainState(
+        agent=td3.init(networks, agent_key, observation, action),
+        memory=replay.init(example, rows, config.slots_per_row),
+        actors=actors,
+        key=key,
+        env_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def round(
+    config: Config, env: Env, networks: Networks, state: TrainState, warmup: Array
+) -> tuple[TrainState, Metrics]:
+    """Collects T steps on every row and learns from replay.
+
+    Args:
+        config, env, networks: what is trained.
+        state: before.
+        warmup: [] bool. True: random actions, short episodes, no learning.
+
+    Returns:
+        The state after; `critic_loss`, `actor_loss` and `q` of the updates, and the sum
+        `return_sum` and number `episodes` of episodes that ended. [] each.
+    """
+    key, collect_key, learn_key = jax.random.split(state.key, 3)
+    policy = rollout.exploring(
+        networks, state.agent.params["actor"], config.collect.exploration_noise, warmup
+    )
+    # Warm-up episodes are cut early, so that replay begins with many starts.
+    cut = jnp.where(warmup, config.collect.warmup_episode_length, env.episode_length)
+
+    def collect(carry: ActorCarry, key: Key) -> Any:
+        return rollout.collect(env, policy, carry, key, config.collect.unroll, cut)
+
+    keys = jax.random.split(collect_key, config.collect.rows)
+    actors, transitions, finished = jax.vmap(collect)(state.actors, keys)
+    memory = replay.add(state.memory, transitions)
+
+    def draw(key: Key) -> tuple[Batch, Array]:
+        batch = replay.sample(memory, key, config.td3.batch_size, config.network.history_length)
+        return batch, jnp.zeros(())
+
+    agent, metrics = td3.train(
+        config.td3,
+        networks,
+        state.agent,
+        learn_key,
+        config.train.updates_per_round,
+        draw,
+        config.td3.learning_rate,
+        active=~warmup,
+    )
+    state = TrainState(agent, memory, actors, key, state.env_steps + config.steps_per_round)
+    del metrics["prox_coef"]  # meta-training has none
+    ended = {"return_sum": finished.return_sum.sum(), "episodes": finished.count.sum()}
+    return state, metrics | ended
+
+
+def epoch(
+    config: Config,
+    env: Env,
+    networks: Networks,
+    state: TrainState,
+    rounds: Array,
+    warmup: Array,
+) -> tuple[TrainState, Metrics]:
+    """Runs `rounds` [] rounds (a value, not a shape: one compiled program serves any number).
+
+    Returns:
+        The state after, and the metrics: `train/*` means over the rounds, and `collect/return`,
+        the mean return of the episodes that ended, NaN if none did. [] each.
+    """
+
+    def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, total = carry
+        state, new = round(config, env, networks, state, warmup)
+        return state, jax.tree.map(jnp.add, total, new)
+
+    names = ("critic_loss", "actor_loss", "q", "return_sum", "episodes")
+    total = dict.fromkeys(names, jnp.zeros(()))
+    state, total = jax.lax.fori_loop(0, rounds, body, (state, total))
+    metrics = {f"train/{name}": total[name] / rounds for name in names[:3]}
+    return state, metrics | {"collect/return": total["return_sum"] / total["episodes"]}
