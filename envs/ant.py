@@ -3,7 +3,7 @@
 Contact forces are left out of observations and costs: they are zero in MuJoCo 2.0 and later.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ class Ant(BraxEnvironment):
     """The body, with Brax's own settings for its engines."""
 
     model = "ant.xml"
-    engines = {
+    engines: ClassVar = {
         "spring": Engine(timestep=0.005, substeps=10),
         "positional": Engine(timestep=0.005, substeps=10, gear=(200.0,) * 8),
         "generalized": _STIFF,
@@ -35,7 +35,7 @@ class AntDir(Ant):
 
     def sample_tasks(self, key: Array, num: int) -> Task:
         """Returns both directions in turn: the family has only two tasks."""
-        return {"angle": jnp.resize(jnp.array([0.0, jnp.pi]), num)}
+        return {"angle": jnp.resize(jnp.array([0.0, jnp.pi]), (num,))}
 
     def observe(self, physics: Any, task: Task) -> Array:
         """[27] = qpos[2:] 13, qvel 14."""

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import io
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ class BraxEnvironment(Environment):
     """
 
     model: str  # a file of brax/envs/assets
-    engines: dict[str, Engine]
+    engines: ClassVar[dict[str, Engine]]
 
     def __init__(self, backend: str = "spring", **kwargs: Any):
         super().__init__(**kwargs)

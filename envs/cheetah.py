@@ -1,6 +1,6 @@
 """Half-cheetah families: run forward or backward, or at a given speed (TASKS.md section 1)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ class Cheetah(BraxEnvironment):
     """The body, its observation [20] = qpos[1:] 8, qvel 9, torso position 3."""
 
     model = "half_cheetah.xml"
-    engines = {"spring": _SOFT, "positional": _SOFT, "generalized": _STIFF, "mjx": _STIFF}
+    engines: ClassVar = {"spring": _SOFT, "positional": _SOFT, "generalized": _STIFF, "mjx": _STIFF}
 
     def observe(self, physics: Any, task: Task) -> Array:
         """Joint positions without x, velocities, and where the torso is."""
@@ -42,7 +42,7 @@ class CheetahDir(Cheetah):
 
     def sample_tasks(self, key: Array, num: int) -> Task:
         """Returns both directions in turn: the family has only two tasks."""
-        return {"direction": jnp.resize(jnp.array([-1.0, 1.0]), num)}
+        return {"direction": jnp.resize(jnp.array([-1.0, 1.0]), (num,))}
 
     def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
         """Speed in the wanted direction, less the cost of control."""

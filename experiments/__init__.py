@@ -1,0 +1,1 @@
+"""The outside world: command line, disk, tracking and benchmarks."""

@@ -58,7 +58,7 @@ def adapt(
     agent = td3.fresh_optimizer(agent)
 
     def features(batch: Batch) -> Array:
-        context = networks.actor.apply(meta["actor"], batch.history, method="context")
+        context = networks.context(meta["actor"], batch.history)
         if not config.propensity.observation:
             return context
         return jnp.concatenate([context, batch.transition.observation], axis=-1)
@@ -88,7 +88,7 @@ def adapt(
         propensity.log_odds(classifier, past),
     )
 
-    def draw_new(key: Key) -> tuple[Batch, Array]:
+    def draw_new(_: Key) -> tuple[Batch, Array]:
         return fresh, jnp.zeros(())
 
     def draw_replay(key: Key) -> tuple[Batch, Array]:
@@ -120,8 +120,10 @@ def adapt(
 
 
 def whole(data: NewData, history_length: int) -> Batch:
-    """Returns all new data as one batch [N * T]; the weight of padding is 0, of the rest such
-    that weights have mean 1."""
+    """Returns all new data as one batch [N * T].
+
+    The weight of padding is 0; the rest share a weight such that the mean is 1.
+    """
     episodes, length = data.valid.shape
     row = jnp.repeat(jnp.arange(episodes), length)
     slot = jnp.tile(jnp.arange(length), episodes)

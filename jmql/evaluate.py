@@ -1,6 +1,7 @@
 """Held-out tasks: the return before adaptation and after each of its steps."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jmql.networks import Networks
 from jmql.replay import ReplayState
 from jmql.td3 import AgentState
 from jmql.train import TrainState
-from jmql.types import Array, Env, Key, Metrics, Params, Task
+from jmql.types import Array, Env, Key, Metrics, Params, Task, Transition
 
 
 def evaluate_task(
@@ -33,29 +34,35 @@ def evaluate_task(
         `return_pre`, `return_step1` and `return_post`, means over episodes, and the diagnostics
         of `adapt`. [] each.
     """
-    data_key, adapt_key, episode_key = jax.random.split(key, 3)
-    history_length = config.network.history_length
+    start_key, data_key, adapt_key, episode_key = jax.random.split(key, 4)
+    num_data, num_episodes = config.adapt.episodes, config.evaluate.episodes
+    training_history = config.network.history_length
 
-    def play(actor_params: Params, key: Key, history_length: int) -> NewData:
+    def play(actor_params: Params, starts: Any, key: Key, history_length: int) -> NewData:
         policy = rollout.greedy(networks, actor_params)
-        return NewData(*rollout.episode(env, policy, task, key, history_length))
 
+        def one(start: Any, key: Key) -> tuple[Transition, Array]:
+            return rollout.episode(env, policy, rollout.begin(env, start, history_length), key)
+
+        keys = jax.random.split(key, jax.tree.leaves(starts)[0].shape[0])
+        return NewData(*jax.vmap(one)(starts, keys))
+
+    # All starts at once, so that the physics of a reset is compiled once.
+    keys = jax.random.split(start_key, num_data + num_episodes)
+    starts = jax.vmap(env.reset, in_axes=(0, None))(keys, task)
     meta = agent.params["actor"]
-    data = jax.vmap(lambda key: play(meta, key, history_length))(
-        jax.random.split(data_key, config.adapt.episodes)
-    )
+    data = play(meta, jax.tree.map(lambda x: x[:num_data], starts), data_key, training_history)
     adapted, metrics = adapt(config, networks, agent, data, memory, adapt_key)
 
     stages = (meta, adapted.step1.params["actor"], adapted.step2.params["actor"])
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *stages)
-    keys = jax.random.split(episode_key, config.evaluate.episodes)
+    starts = jax.tree.map(lambda x: x[num_data:], starts)
 
     def mean_return(actor_params: Params) -> Array:
-        steps = config.evaluate.history_length or history_length
-        played = jax.vmap(lambda key: play(actor_params, key, steps))(keys)
-        return jnp.sum(played.transitions.reward * played.valid) / len(keys)
+        history_length = config.evaluate.history_length or training_history
+        played = play(actor_params, starts, episode_key, history_length)
+        return jnp.sum(played.transitions.reward * played.valid) / num_episodes
 
-    pre, step1, post = jax.vmap(mean_return)(stacked)
+    pre, step1, post = jax.vmap(mean_return)(jax.tree.map(lambda *x: jnp.stack(x), *stages))
     return metrics | {"return_pre": pre, "return_step1": step1, "return_post": post}
 
 
@@ -111,8 +118,6 @@ def cycle(
     state, metrics = train.epoch(config, env, networks, state, rounds, warmup)
     key, evaluate_key = jax.random.split(state.key)
     state = state.replace(key=key)
-    per_task = evaluate(
-        config, env, networks, state.agent, state.memory, held_out, evaluate_key
-    )
+    per_task = evaluate(config, env, networks, state.agent, state.memory, held_out, evaluate_key)
     counts = {"env_steps": state.env_steps, "updates": state.agent.updates}
     return state, metrics | summarize(per_task) | counts, per_task

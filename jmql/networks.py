@@ -1,13 +1,13 @@
 """The context encoder, the actor and the twin critic."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jmql.config import NetworkConfig
-from jmql.types import Array, History
+from jmql.types import Array, History, Params
 
 # Uniform in +-1/sqrt(fan_in), as PyTorch initialises linear layers.
 _FAN_IN_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -30,34 +30,42 @@ class ContextGRU(nn.Module):
         batch = history.mask.shape[:-1]
         if size == 0:
             return jnp.zeros((*batch, 0))
+        # Features before batch, [H, I, ...]: the gates are then whole blocks of the leading axis
+        # and every elementwise loop runs along the batch (3.5 times faster on CPU).
         inputs = jnp.concatenate(
-            [history.action, history.reward[..., None], history.observation], axis=-1
+            [
+                jnp.moveaxis(history.action, (-2, -1), (0, 1)),
+                jnp.moveaxis(history.reward, -1, 0)[:, None],
+                jnp.moveaxis(history.observation, (-2, -1), (0, 1)),
+            ],
+            axis=1,
         )
-        bound = nn.initializers.uniform(2 / size**0.5)
+        input_kernel = self.param("input_kernel", _within(size), (inputs.shape[1], 3 * size))
+        hidden_kernel = self.param("hidden_kernel", _within(size), (size, 3 * size))
+        input_bias = self.param("input_bias", _within(size), (3 * size,))
+        hidden_bias = self.param("hidden_bias", _within(size), (3 * size,))
 
-        def init(key: Array, shape: tuple[int, ...]) -> Array:
-            return bound(key, shape) - 1 / size**0.5
-
-        input_kernel = self.param("input_kernel", init, (inputs.shape[-1], 3 * size))
-        hidden_kernel = self.param("hidden_kernel", init, (size, 3 * size))
-        input_bias = self.param("input_bias", init, (3 * size,))
-        hidden_bias = self.param("hidden_bias", init, (3 * size,))
-
-        # One product for all steps; only the hidden part has to wait for the step before.
-        projected = inputs @ input_kernel + jnp.expand_dims(input_bias, range(inputs.ndim - 1))
+        def linear(kernel: Array, bias: Array, x: Array) -> Array:  # [I, ...] to [3 Z, ...]
+            return jnp.tensordot(kernel.T, x, 1) + jnp.expand_dims(bias, range(1, x.ndim))
 
         def step(hidden: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
-            from_input, mask = at
-            from_hidden = hidden @ hidden_kernel + jnp.expand_dims(hidden_bias, range(len(batch)))
-            input_gates, input_new = jnp.split(from_input, [2 * size], axis=-1)
-            hidden_gates, hidden_new = jnp.split(from_hidden, [2 * size], axis=-1)
-            reset, keep = jnp.split(nn.sigmoid(input_gates + hidden_gates), 2, axis=-1)
-            new = jnp.tanh(input_new + reset * hidden_new)
-            moved = (1 - keep) * new + keep * hidden
-            return jnp.where(mask[..., None], moved, hidden), None
+            x, mask = at
+            from_input = linear(input_kernel, input_bias, x)
+            from_hidden = linear(hidden_kernel, hidden_bias, hidden)
+            gates = nn.sigmoid(from_input[: 2 * size] + from_hidden[: 2 * size])
+            reset, keep = gates[:size], gates[size:]
+            new = jnp.tanh(from_input[2 * size :] + reset * from_hidden[2 * size :])
+            return jnp.where(mask[None], (1 - keep) * new + keep * hidden, hidden), None
 
-        steps = (jnp.moveaxis(projected, -2, 0), jnp.moveaxis(history.mask, -1, 0))
-        return jax.lax.scan(step, jnp.zeros((*batch, size)), steps)[0]
+        steps = (inputs, jnp.moveaxis(history.mask, -1, 0))
+        hidden, _ = jax.lax.scan(step, jnp.zeros((size, *batch)), steps)
+        return jnp.moveaxis(hidden, 0, -1)
+
+
+def _within(size: int) -> Any:
+    """Uniform in +-1/sqrt(size), as PyTorch initialises a GRU."""
+    bound = size**-0.5
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 class MLP(nn.Module):
@@ -103,9 +111,7 @@ class TwinCritic(nn.Module):
     context_size: int
 
     @nn.compact
-    def __call__(
-        self, observation: Array, history: History, action: Array
-    ) -> tuple[Array, Array]:
+    def __call__(self, observation: Array, history: History, action: Array) -> tuple[Array, Array]:
         """Returns both values, [...] each."""
         context = ContextGRU(self.context_size, name="encoder")(history)
         inputs = jnp.concatenate([observation, action, context], axis=-1)
@@ -115,10 +121,25 @@ class TwinCritic(nn.Module):
 
 
 class Networks(NamedTuple):
-    """The two modules of an agent."""
+    """The two modules of an agent, applied to weights."""
 
     actor: Actor
     critic: TwinCritic
+
+    def act(self, params: Params, observation: Array, history: History) -> Array:
+        """Returns actions [..., A] under actor weights."""
+        return jnp.asarray(self.actor.apply(params, observation, history))
+
+    def context(self, params: Params, history: History) -> Array:
+        """Returns contexts [..., Z] under actor weights."""
+        return jnp.asarray(self.actor.apply(params, history, method="context"))
+
+    def values(
+        self, params: Params, observation: Array, history: History, action: Array
+    ) -> tuple[Array, Array]:
+        """Returns both values, [...] each, under critic weights."""
+        q1, q2 = self.critic.apply(params, observation, history, action)
+        return jnp.asarray(q1), jnp.asarray(q2)
 
 
 def make(config: NetworkConfig, action_size: int) -> Networks:

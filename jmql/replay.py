@@ -65,7 +65,7 @@ def windows(data: Transition, row: Array, slot: Array, history_length: int) -> B
     """
     chex.assert_rank([row, slot], 1)
     slots = data.reward.shape[1]
-    back = jnp.arange(history_length, -1, -1)  # [H + 1], 0 is the transition itself
+    back = jnp.arange(history_length, -1, -1)[None]  # [1, H + 1], 0 is the transition itself
     places = (slot[:, None] - back) % slots  # [B, H + 1]
     transition = jax.tree.map(lambda x: x[row, slot], data)
     observation, action, reward = (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jmql.networks import Networks
-from jmql.types import Array, Env, History, Key, Params, Task, Transition
+from jmql.types import Array, Env, History, Key, Params, Transition
 
 # (observation [O], history [H], key) -> action [A]
 Policy = Callable[[Array, History, Key], Array]
@@ -31,9 +31,7 @@ class Finished(struct.PyTreeNode):
 
 def greedy(networks: Networks, actor_params: Params) -> Policy:
     """The deterministic policy."""
-    return lambda observation, history, key: networks.actor.apply(
-        actor_params, observation, history
-    )
+    return lambda observation, history, _: networks.act(actor_params, observation, history)
 
 
 def exploring(networks: Networks, actor_params: Params, noise: float, warmup: Array) -> Policy:
@@ -41,7 +39,7 @@ def exploring(networks: Networks, actor_params: Params, noise: float, warmup: Ar
 
     def policy(observation: Array, history: History, key: Key) -> Array:
         noise_key, uniform_key = jax.random.split(key)
-        action = networks.actor.apply(actor_params, observation, history)
+        action = networks.act(actor_params, observation, history)
         action = action + noise * jax.random.normal(noise_key, action.shape)
         uniform = jax.random.uniform(uniform_key, action.shape, minval=-1.0, maxval=1.0)
         return jnp.where(warmup, uniform, jnp.clip(action, -1.0, 1.0))
@@ -49,12 +47,10 @@ def exploring(networks: Networks, actor_params: Params, noise: float, warmup: Ar
     return policy
 
 
-def begin(env: Env, key: Key, task: Task, history_length: int) -> ActorCarry:
-    """Begins the first episode of a row, with an empty history."""
-    env_state = env.reset(key, task)
-    observation = env_state.observation
+def begin(env: Env, env_state: Any, history_length: int) -> ActorCarry:
+    """Returns a row at the start of an episode: a reset state and an empty history."""
     history = History(
-        jnp.zeros((history_length, *observation.shape)),
+        jnp.zeros((history_length, *env_state.observation.shape)),
         jnp.zeros((history_length, env.action_size)),
         jnp.zeros(history_length),
         jnp.zeros(history_length, bool),
@@ -68,13 +64,26 @@ def push(history: History, observation: Array, action: Array, reward: Array) -> 
     return jax.tree.map(lambda old, x: jnp.concatenate([old[1:], x[None]]), history, new)
 
 
+def act(env: Env, policy: Policy, carry: ActorCarry, key: Key) -> tuple[ActorCarry, Transition]:
+    """Takes one step of one row and remembers it, whether or not the episode ends."""
+    before, history = carry.env_state, carry.history
+    action = policy(before.observation, history, key)
+    after = env.step(before, action)
+    transition = Transition(
+        before.observation,
+        action,
+        after.reward,
+        after.terminated,
+        after.truncated,
+        after.observation,
+        before.step,
+    )
+    history = push(history, before.observation, action, after.reward)
+    return ActorCarry(after, history, carry.episode_return + after.reward), transition
+
+
 def collect(
-    env: Env,
-    policy: Policy,
-    carry: ActorCarry,
-    key: Key,
-    length: int,
-    cut: Array | int | None = None,
+    env: Env, policy: Policy, carry: ActorCarry, key: Key, length: int, cut: Array | int
 ) -> tuple[ActorCarry, Transition, Finished]:
     """Takes `length` steps of one row; an episode that ends is followed by a fresh one.
 
@@ -92,45 +101,31 @@ def collect(
 
     def step(carry: ActorCarry, key: Key) -> tuple[ActorCarry, tuple[Transition, Finished]]:
         action_key, reset_key = jax.random.split(key)
-        state, history = carry.env_state, carry.history
-        action = policy(state.observation, history, action_key)
-        after = env.step(state, action)
-        truncated = after.truncated
-        if cut is not None:
-            truncated = (truncated | (after.step >= cut)) & ~after.terminated
-        transition = Transition(
-            state.observation,
-            action,
-            after.reward,
-            after.terminated,
-            truncated,
-            after.observation,
-            state.step,
-        )
-        episode_return = carry.episode_return + after.reward
-        ended = after.terminated | truncated
-        going = ActorCarry(
-            after, push(history, state.observation, action, after.reward), episode_return
-        )
-        fresh = begin(env, reset_key, state.task, len(history.mask))
-        carry = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, going)
-        return carry, (transition, Finished(jnp.where(ended, episode_return, 0.0), ended))
+        carry, transition = act(env, policy, carry, action_key)
+        late = carry.env_state.step >= cut
+        truncated = (transition.truncated | late) & ~transition.terminated
+        ended = transition.terminated | truncated
+        finished = Finished(jnp.where(ended, carry.episode_return, 0.0), ended)
+        reset = env.reset(reset_key, carry.env_state.task)
+        fresh = begin(env, reset, len(carry.history.mask))
+        carry = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, carry)
+        return carry, (transition.replace(truncated=truncated), finished)
 
     carry, (transitions, finished) = jax.lax.scan(step, carry, jax.random.split(key, length))
     return carry, transitions, jax.tree.map(lambda x: x.sum(0), finished)
 
 
-def episode(
-    env: Env, policy: Policy, task: Task, key: Key, history_length: int
-) -> tuple[Transition, Array]:
-    """Plays one episode from a fresh reset.
+def episode(env: Env, policy: Policy, start: ActorCarry, key: Key) -> tuple[Transition, Array]:
+    """Plays one episode of one row from its start.
 
     Returns:
         Transitions [episode_length], and which of them belong to the episode, [episode_length]
         bool: after an early end the rest is padding.
     """
-    begin_key, collect_key = jax.random.split(key)
-    carry = begin(env, begin_key, task, history_length)
-    _, transitions, _ = collect(env, policy, carry, collect_key, env.episode_length)
+
+    def step(carry: ActorCarry, key: Key) -> tuple[ActorCarry, Transition]:
+        return act(env, policy, carry, key)
+
+    _, transitions = jax.lax.scan(step, start, jax.random.split(key, env.episode_length))
     ended = (transitions.terminated | transitions.truncated).astype(jnp.int32)
     return transitions, jnp.cumsum(ended) - ended == 0

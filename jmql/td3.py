@@ -50,11 +50,14 @@ def fresh_optimizer(agent: AgentState) -> AgentState:
     return agent.replace(opt_state={k: adam.init(v) for k, v in agent.params.items()})
 
 
+Carry = tuple[AgentState, Metrics]  # of a loop over blocks
+
+
 def proximal(params: Params, anchor: Params | None, coef: Array) -> Array:
     """Returns coef * ||params - anchor||^2, [], or 0 without an anchor."""
     if anchor is None:
         return jnp.zeros(())
-    return coef * optax.tree.norm(optax.tree.sub(params, anchor), squared=True)
+    return coef * jnp.asarray(optax.tree.norm(optax.tree.sub(params, anchor), squared=True))
 
 
 def td_target(
@@ -63,9 +66,9 @@ def td_target(
     """Returns y [B] of a batch [B]; noise [B, A] is standard normal."""
     step, history = batch.transition, batch.next_history
     clip = config.target_noise_clip
-    action = networks.actor.apply(target_params["actor"], step.next_observation, history)
+    action = networks.act(target_params["actor"], step.next_observation, history)
     action = action + jnp.clip(config.target_noise * noise, -clip, clip)
-    q1, q2 = networks.critic.apply(
+    q1, q2 = networks.values(
         target_params["critic"], step.next_observation, history, jnp.clip(action, -1.0, 1.0)
     )
     bootstrap = config.discount * (1.0 - step.terminated)
@@ -78,19 +81,17 @@ def critic_loss(
 ) -> tuple[Array, Array]:
     """Returns the weighted TD loss [] and the mean Q1 [] of critic params."""
     step = batch.transition
-    q1, q2 = networks.critic.apply(params, step.observation, batch.history, step.action)
+    q1, q2 = networks.values(params, step.observation, batch.history, step.action)
     chex.assert_equal_shape([q1, q2, target, batch.weight])
     loss = jnp.mean(batch.weight * (jnp.square(q1 - target) + jnp.square(q2 - target)))
     return loss, q1.mean()
 
 
-def actor_loss(
-    networks: Networks, params: Params, critic_params: Params, batch: Batch
-) -> Array:
+def actor_loss(networks: Networks, params: Params, critic_params: Params, batch: Batch) -> Array:
     """Returns the weighted -Q1(s, u(s)), [], of actor params."""
     observation, history = batch.transition.observation, batch.history
-    action = networks.actor.apply(params, observation, history)
-    q1, _ = networks.critic.apply(critic_params, observation, history, action)
+    action = networks.act(params, observation, history)
+    q1, _ = networks.values(critic_params, observation, history, action)
     chex.assert_equal_shape([q1, batch.weight])
     return -jnp.mean(batch.weight * q1)
 
@@ -201,23 +202,24 @@ def train(
         draw_key, noise_key = jax.random.split(key)
         batches, coefs = jax.vmap(draw)(jax.random.split(draw_key, size))
         noise = jax.random.normal(noise_key, batches.transition.action.shape)
-        return update(
-            config, networks, agent, batches, noise, learning_rate, anchor, coefs
-        )
+        return update(config, networks, agent, batches, noise, learning_rate, anchor, coefs)
 
     blocks, last = divmod(num, config.policy_delay)
     names = ("critic_loss", "actor_loss", "q", "prox_coef")
     metrics = dict.fromkeys(names, jnp.zeros(()))
 
-    def whole(index: Array, carry: tuple[AgentState, Metrics]) -> tuple[AgentState, Metrics]:
-        agent, total = carry
-        agent, new = block(config.policy_delay, jax.random.fold_in(key, index), agent)
-        return agent, jax.tree.map(jnp.add, total, new)
+    def run(size: int, start: int, stop: int, carry: Carry) -> Carry:
+        def body(index: Array, carry: Carry) -> Carry:
+            agent, total = carry
+            agent, new = block(size, jax.random.fold_in(key, index), agent)
+            return agent, jax.tree.map(jnp.add, total, new)
 
+        return jax.lax.fori_loop(start, jnp.where(active, stop, start), body, carry)
+
+    carry = (agent, metrics)
     if blocks:
-        bound = jnp.where(active, blocks, 0)
-        agent, metrics = jax.lax.fori_loop(0, bound, whole, (agent, metrics))
+        carry = run(config.policy_delay, 0, blocks, carry)
     if last:
-        agent, new = block(last, jax.random.fold_in(key, blocks), agent)
-        metrics = jax.tree.map(jnp.add, metrics, new)
-    return agent, jax.tree.map(lambda x: x / max(1, blocks + bool(last)), metrics)
+        carry = run(last, blocks, blocks + 1, carry)
+    agent, total = carry
+    return agent, jax.tree.map(lambda x: x / max(1, blocks + bool(last)), total)

@@ -40,7 +40,7 @@ def init(config: Config, env: Env, networks: Networks, tasks: Task, key: Key) ->
     row_tasks = jax.tree.map(lambda x: x[jnp.arange(rows) % config.tasks.train], tasks)
 
     def begin(key: Key, task: Task) -> ActorCarry:
-        return rollout.begin(env, key, task, config.network.history_length)
+        return rollout.begin(env, env.reset(key, task), config.network.history_length)
 
     actors = jax.vmap(begin)(jax.random.split(reset_key, rows), row_tasks)
     observation, action = jnp.zeros(env.observation_size), jnp.zeros(env.action_size)
@@ -120,7 +120,7 @@ def epoch(
         the mean return of the episodes that ended, NaN if none did. [] each.
     """
 
-    def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+    def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, total = carry
         state, new = round(config, env, networks, state, warmup)
         return state, jax.tree.map(jnp.add, total, new)

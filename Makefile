@@ -1,0 +1,58 @@
+# JMQL's commands. Each sets up .venv on first use; `make` alone lists them.
+PYTHON ?= python3
+DEVICE ?= cpu
+VENV := .venv
+JMQL := $(VENV)/bin/jmql
+EXTRA := $(if $(filter cpu,$(DEVICE)),,$(DEVICE))
+STAMP := $(VENV)/.installed$(if $(EXTRA),-$(EXTRA))
+
+# `flag,NAME,VALUE` is `--NAME VALUE`, or nothing where VALUE is empty.
+flag = $(if $(strip $(2)),--$(1) $(2))
+
+.DEFAULT_GOAL := help
+.PHONY: help train evaluate bench test lint format lock
+
+help: ## list the commands
+	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+train: $(STAMP) ## TASK=ant_dir [PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"]
+	@$(JMQL) train $(call flag,task,$(TASK)) $(call flag,profile,$(PROFILE)) $(call flag,seed,$(SEED)) $(call flag,seeds,$(SEEDS)) $(ARGS)
+
+evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256"]
+	@$(JMQL) evaluate $(call flag,run,$(RUN)) $(ARGS)
+
+bench: $(STAMP) ## measure speed; a JSON file in experiments/results
+	@$(JMQL) bench $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## check format, style and types
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev ## format the code
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+lock: $(VENV)/.installed-dev ## renew requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet uv
+	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
+	  --no-header --no-annotate pyproject.toml --output-file requirements.lock
+
+$(VENV)/bin/python:
+	@echo 'setting up $(VENV) (once, a minute or two)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "JMQL needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
+
+# The lock constrains every version; extras choose what is installed.
+$(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+	@$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable .
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml requirements.lock | $(VENV)/bin/python
+	@$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,165 @@
+"""`jmql train|evaluate|bench`: wiring between the command line and the rest.
+
+Exit codes: 0 done; 2 wrong usage, with one line that says what and what is valid; 1 anything
+else, with the name of the file that has the traceback.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import envs
+from experiments import presets
+from experiments.presets import RunConfig, RunFailed
+from jmql.config import ConfigError, flatten, validate
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateArgs:
+    """Adapts a finished run to fresh held-out tasks and reports the returns."""
+
+    run: Path  # a run directory, runs/<task>/<run_id>
+    num_tasks: int = 64  # held-out tasks to draw
+    seed: int = 0  # of the tasks and episodes
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchArgs:
+    """Measures learner, collection, adaptation and compilation; writes a JSON file."""
+
+    out: Path = Path("experiments/results")  # folder of the JSON file
+    repeats: int = 5  # timed calls, of which the median counts
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits the process."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(_run(words))
+    except ConfigError as error:
+        print(f"jmql: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RunFailed, KeyboardInterrupt) as error:
+        print(f"jmql: {error or 'interrupted'}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run(words: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "bench": _bench,
+    }
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: jmql {{{','.join(commands)}}} [--help] ...", file=sys.stderr)
+        return 0 if words else 2
+    command = _known("command", words[0], commands)
+    _quiet()
+    commands[command](words[1:])
+    return 0
+
+
+def _train(words: list[str]) -> None:
+    # Task, profile and backend choose the defaults that all other flags change.
+    task = _known("task", _value(words, "task"), envs.FAMILIES)
+    profile = _known(
+        f"profile of {task}", _value(words, "profile", "quick"), presets.profiles(task)
+    )
+    config = _parse(RunConfig, "train", words, presets.preset(task, profile))
+    _known(f"backend of {task}", config.backend, envs.FAMILIES[task].backends)
+    validate(config)
+    from experiments import train
+
+    train.train(config)
+
+
+def _evaluate(words: list[str]) -> None:
+    args = _parse(EvaluateArgs, "evaluate", words)
+    from experiments import evaluate
+
+    evaluate.evaluate(args.run, args.num_tasks, args.seed)
+
+
+def _bench(words: list[str]) -> None:
+    args = _parse(BenchArgs, "bench", words)
+    from experiments import bench
+
+    bench.bench(args.out, args.repeats)
+
+
+def _known(kind: str, name: str | None, valid: Any) -> str:
+    """Returns `name` if it is valid; else says what is, the nearest first."""
+    if name is not None and name in valid:
+        return name
+    what = f"unknown {kind} {name!r}" if name else f"no {kind} given"
+    near = difflib.get_close_matches(name or "", valid, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"{what}; {hint}valid: {', '.join(valid)}")
+
+
+def _value(words: list[str], flag: str, default: str | None = None) -> str | None:
+    """Returns the last value given for `--flag`."""
+    for i in range(len(words) - 1, -1, -1):
+        name, _, value = words[i].partition("=")
+        if name == f"--{flag}":
+            return value or (words[i + 1] if i + 1 < len(words) else "")
+    return default
+
+
+def _parse(kind: Any, command: str, words: list[str], default: Any = None) -> Any:
+    """Parses flags with tyro, its error boxes turned into one line."""
+    error, chosen = io.StringIO(), {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(error):
+            parsed, unknown = tyro.cli(
+                kind, prog=f"jmql {command}", args=words, return_unknown_args=True, **chosen
+            )
+    except SystemExit as exit:
+        if exit.code:
+            raise ConfigError(_one_line(error.getvalue())) from None
+        raise
+    if unknown:
+        names = flatten(parsed) if default else [f.name for f in dataclasses.fields(kind)]
+        flags = [f"--{name.replace('_', '-')}" for name in names]
+        near = difflib.get_close_matches(unknown[0].replace("_", "-"), flags, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"unknown flag {unknown[0]}; {hint}`jmql {command} --help` lists the valid ones"
+        )
+    return parsed
+
+
+def _one_line(box: str) -> str:
+    """Returns the message of one of tyro's boxes: what stands between the first two rules."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        line = line.strip(" │")
+        if re.fullmatch(r"[╭╰─].*|-{5,}", line):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    return " ".join(parts[1 if len(parts) > 1 else 0]).strip()
+
+
+def _quiet() -> None:
+    """Keeps the terminal for results: warnings go to log.txt once there is a run directory."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jmql" / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    logging.captureWarnings(True)
+    logging.getLogger().handlers = [logging.NullHandler()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What the user sees: the header, the progress bar and the final table."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from jmql.types import Task
+
+STAGES = {"return_pre": "before", "return_step1": "after step 1", "return_post": "after step 2"}
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def size(tree: Any) -> int:
+    """Returns the bytes of a pytree of arrays or shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def human_bytes(count: float) -> str:
+    """Returns a size for people, such as `190 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def human_time(seconds: float) -> str:
+    """Returns a duration for people, such as `9:32` or `1:02:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class _Numbers(ProgressColumn):
+    """Steps, returns, speed and time left, once the first cycle has been measured."""
+
+    def render(self, task: Any) -> Text:
+        shown = f"{task.completed:,.0f}/{task.total:,.0f} steps"
+        if task.fields:
+            shown += (
+                f" · return {task.fields['pre']:.1f} → {task.fields['post']:.1f}"
+                f" · {task.fields['updates']:.0f} upd/s"
+            )
+            if task.fields["left"] is not None:
+                shown += f" · {human_time(task.fields['left'])} left"
+        return Text(shown)
+
+
+class Bar:
+    """The progress of a run: a bar in a terminal, a line a cycle elsewhere."""
+
+    def __init__(self, name: str, total: int):
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            _Numbers(),
+            console=console,
+            disable=not console.is_terminal,
+            expand=True,
+        )
+        self._task = self._progress.add_task(name, total=total)
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(
+        self, done: int, pre: float, post: float, updates: float, left: float | None
+    ) -> None:
+        """Shows where the run is: steps, mean returns, updates a second, seconds left."""
+        fields = {"pre": pre, "post": post, "updates": updates, "left": left}
+        self._progress.update(self._task, completed=done, **fields)
+        if not console.is_terminal:
+            task = self._progress.tasks[self._task]
+            console.print(_Numbers().render(task).plain, soft_wrap=True)
+
+
+def task_names(tasks: Task) -> list[str]:
+    """Returns a short name for each task of leaves [K, ...], such as `velocity 1.25`."""
+    count = jax.tree.leaves(tasks)[0].shape[0]
+    names = []
+    for i in range(count):
+        parts = [
+            f"{name} {', '.join(f'{x:+.2f}' for x in np.ravel(value[i]))}"
+            for name, value in tasks.items()
+        ]
+        names.append(" ".join(parts))
+    return names
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, list[str]]]) -> None:
+    """Prints a table of numbers with a name in front of each row."""
+    result = Table(title=title, title_justify="left", title_style="bold")
+    result.add_column("")
+    for name in columns:
+        result.add_column(name, justify="right")
+    for name, cells in rows:
+        result.add_row(name, *cells)
+    console.print(result)
+
+
+def warn_if_reuse_is_off(zero_share: float) -> None:
+    """Says so when the propensity found nothing in replay that looks like the new tasks."""
+    if zero_share > 0.95:
+        console.print(
+            f"note: {zero_share:.0%} of the importance weights are zero: adaptation reused next"
+            " to no replay (see adapt/beta_* in metrics.jsonl)"
+        )

@@ -1,0 +1,150 @@
+"""Where results go: metrics.jsonl, which is the record, and W&B, which is a view of it."""
+
+import json
+import logging
+import math
+import netrc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from experiments.presets import RunConfig
+from experiments.run import seeds
+
+log = logging.getLogger("jmql")
+
+# A server that does not answer must not keep a run waiting for W&B's own 90 seconds.
+_INIT_TIMEOUT = 10  # seconds
+
+
+def wandb_mode(asked: str, environment: Mapping[str, str]) -> str:
+    """Returns W&B's mode: asked for, or WANDB_MODE, else online with a key, else offline.
+
+    Args:
+        asked: `tracking.wandb`.
+        environment: of the process.
+    """
+    if asked != "auto":
+        return asked
+    if environment.get("WANDB_MODE"):
+        return environment["WANDB_MODE"]
+    return "online" if environment.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
+
+
+def _has_netrc_key() -> bool:
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Tracker:
+    """Writes one row for each seed and cycle. W&B that fails is reported once and left alone."""
+
+    def __init__(self, folder: Path, config: RunConfig, record: dict[str, Any]):
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._seeds = seeds(config)
+        self._runs: list[Any] = []
+        mode = wandb_mode(config.tracking.wandb, os.environ)
+        self.wandb = mode
+        if mode != "disabled":
+            try:
+                self._start(folder, config, record, mode)
+            except Exception as error:
+                self._fail(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        try:
+            for run in self._runs:
+                run.finish()
+        except Exception as error:
+            self._fail(error)
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        """Writes the metrics of one cycle, one row a seed. Values that do not exist are left out.
+
+        Args:
+            rows: scalars and lists by metric name; `env_steps` in every row.
+        """
+        rows = [{k: v for k, v in row.items() if _exists(v)} for row in rows]
+        for seed, row in zip(self._seeds, rows, strict=True):
+            self._file.write(json.dumps({"seed": seed} | row) + "\n")
+        self._file.flush()
+        try:
+            for run, row in zip(self._runs, rows, strict=False):
+                run.log({k: v for k, v in row.items() if not isinstance(v, list)})
+        except Exception as error:
+            self._fail(error)
+
+    def tasks(self, columns: list[str], rows: list[list[list[Any]]]) -> None:
+        """Sends a table of per-task results for each seed to W&B."""
+        try:
+            for run, data in zip(self._runs, rows, strict=False):
+                import wandb
+
+                run.log({"eval/tasks": wandb.Table(columns=columns, data=data)})
+        except Exception as error:
+            self._fail(error)
+
+    @property
+    def urls(self) -> list[str]:
+        """Pages of the runs, if they are online."""
+        return [run.url for run in self._runs if getattr(run, "url", None)]
+
+    def _start(self, folder: Path, config: RunConfig, record: dict[str, Any], mode: str) -> None:
+        import wandb
+
+        def init(seed: int, mode: Any) -> Any:
+            run = wandb.init(
+                project=config.tracking.project,
+                group=record["group"],
+                job_type="train",
+                id=f"{folder.name}-s{seed}",
+                name=f"{config.task}-{folder.name}-s{seed}",
+                tags=[config.task, config.profile, record["device"]],
+                config=record,
+                dir=folder,
+                mode=mode,
+                resume="allow",
+                reinit="create_new",
+                settings=wandb.Settings(
+                    silent=True, console="off", init_timeout=_INIT_TIMEOUT, x_disable_stats=True
+                ),
+            )
+            for names in ("eval/*", "adapt/*", "collect/*", "train/*", "time/*"):
+                run.define_metric(names, step_metric="env_steps")
+            return run
+
+        for seed in self._seeds:
+            try:
+                self._runs.append(init(seed, mode))
+            except Exception as error:
+                if mode != "online":
+                    raise
+                log.warning("W&B is not reachable, recording offline: %s", error)
+                wandb.teardown()
+                mode = "offline"
+                self._runs.append(init(seed, mode))
+        self.wandb = mode
+
+    def _fail(self, error: Exception) -> None:
+        log.warning("W&B stopped: %s", error)
+        self._runs, self.wandb = [], "failed, see log.txt"
+
+
+def _exists(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def to_rows(results: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Splits metrics [S] or [S, K] into plain rows, one a seed, with numbers or lists."""
+    counts = ("env_steps", "updates")
+    names = [*counts, *sorted(results.keys() - counts)]
+    return [{k: results[k][i].tolist() for k in names} for i in range(len(results["updates"]))]
