@@ -13,7 +13,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,7 @@ def describe(run: RunConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(run)
     same = {k: v for k, v in settings.items() if k not in ("seed", "seeds", "runs", "tracking")}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
-    device = jax.devices()[0]
+    device, jax_config = jax.devices()[0], cast(Any, jax.config)
     return {
         "config": settings,
         "group": f"{run.task}-{run.profile}-{digest}",
@@ -141,7 +141,7 @@ def describe(run: RunConfig) -> dict[str, Any]:
         "platform": device.platform,
         "backend": run.backend,
         "seeds": list(seeds(run)),
-        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "matmul_precision": jax_config.jax_default_matmul_precision or "default",
     }
 
 

@@ -80,8 +80,9 @@ class Bar:
         self, done: int, pre: float, post: float, updates: float, left: float | None
     ) -> None:
         """Shows where the run is: steps, mean returns, updates a second, seconds left."""
-        fields = {"pre": pre, "post": post, "updates": updates, "left": left}
-        self._progress.update(self._task, completed=done, **fields)
+        self._progress.update(
+            self._task, completed=done, pre=pre, post=post, updates=updates, left=left
+        )
         if not console.is_terminal:
             task = self._progress.tasks[self._task]
             console.print(_Numbers().render(task).plain, soft_wrap=True)

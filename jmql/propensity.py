@@ -46,23 +46,22 @@ def fit(
         scale = jnp.where(variance > 1e-12, jnp.sqrt(variance), 1.0)
     x = (features - mean[None]) / scale[None]
     x = jnp.concatenate([x, jnp.ones((len(x), 1))], axis=1)  # the last column is the intercept
-    y = is_replay.astype(x.dtype)
+    y = jnp.where(is_replay, 1.0, -1.0)
     weight = sample_weight
     if config.balanced:
-        replay = jnp.sum(weight * y)
+        replay = jnp.sum(weight * is_replay)
         weight = weight * total / (2 * jnp.where(is_replay, replay, total - replay))
     weight = config.inverse_regularization * weight
     penalty = jnp.ones(x.shape[1]).at[-1].set(0.0)
 
     def objective(theta: Array) -> Array:
-        f = x @ theta
-        return 0.5 * jnp.sum(penalty * theta**2) + jnp.sum(weight * (jax.nn.softplus(f) - y * f))
+        return 0.5 * jnp.sum(penalty * theta**2) + weight @ jax.nn.softplus(-y * (x @ theta))
 
     def newton(theta: Array, _: None) -> tuple[Array, None]:
-        p = jax.nn.sigmoid(x @ theta)
-        gradient = penalty * theta + x.T @ (weight * (p - y))
+        miss = jax.nn.sigmoid(-y * (x @ theta))  # probability of the wrong class
+        gradient = penalty * theta - x.T @ (weight * y * miss)
         # The small ridge keeps the step finite where a separable problem leaves no curvature.
-        curvature = (x * (weight * p * (1 - p))[:, None]).T @ x + jnp.diag(penalty + 1e-6)
+        curvature = (x * (weight * miss * (1 - miss))[:, None]).T @ x + jnp.diag(penalty + 1e-6)
         direction = jax.scipy.linalg.solve(curvature, gradient, assume_a="pos")
         candidates = theta[None] - 0.5 ** jnp.arange(8.0)[:, None] * direction[None]
         candidates = jnp.concatenate([candidates, theta[None]])

@@ -1,0 +1,159 @@
+"""How fast the parts are: learner, collection, adaptation; compilation and replay memory."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import presets, run, terminal
+from experiments.presets import RunConfig
+from experiments.run import Setup
+from experiments.terminal import console
+from jmql import evaluate, replay, rollout, td3
+from jmql.types import Array, Batch, Key
+
+_LEARNER_TASKS = ("cheetah_dir", "ant_dir")
+_ROWS = (1, 8, 64, 512, 4096)
+_TASKS = (1, 8, 32, 128)
+_UPDATES = 100  # critic steps in a timed call
+_STEPS = 50  # steps of each row in a timed call
+
+
+def bench(out: Path, repeats: int) -> None:
+    """Measures, prints a table and writes bench-<device>.json.
+
+    Args:
+        out: the folder of the JSON file.
+        repeats: timed calls of each program; the median counts.
+    """
+    results: list[dict[str, Any]] = []
+
+    def add(what: str, size: str, unit: str, measured: dict[str, Any]) -> None:
+        results.append({"what": what, "size": size, "unit": unit} | measured)
+        console.print(
+            f"{what:<28}{size:>10}  {measured['per_second']:>12,.1f} {unit}/s"
+            f"  compile {measured['compile_seconds']:.1f} s"
+        )
+
+    for task in _LEARNER_TASKS:
+        setup = run.setup(_paper(task))
+        add(f"learner {task}", "batch 256", "updates", learner(setup, repeats))
+    for task in _LEARNER_TASKS:
+        for rows in _ROWS:
+            measured = collection(run.setup(_rows(presets.preset(task, "quick"), rows)), repeats)
+            add(f"collection {task} spring", f"{rows} rows", "env steps", measured)
+    for count in _TASKS:
+        config = presets.preset("point_goal", "quick")
+        tasks = dataclasses.replace(config.tasks, held_out=count)
+        measured = adaptation(run.setup(dataclasses.replace(config, tasks=tasks)), repeats)
+        add("adaptation point_goal", f"{count} tasks", "tasks", measured)
+    memory = {
+        task: bytes_per_transition(run.setup(_paper(task))) for task in presets.tasks("paper")
+    }
+    for task, size in memory.items():
+        console.print(f"replay {task}: {size:.0f} bytes per transition")
+
+    record = run.describe(_paper("cheetah_dir"))
+    record = {k: v for k, v in record.items() if k not in ("config", "group", "backend", "seeds")}
+    out.mkdir(parents=True, exist_ok=True)
+    device = record["platform"] + "-" + record["device"].replace(" ", "-").lower()
+    path = out / f"bench-{device}.json"
+    record |= {"command": "make bench", "results": results, "replay_bytes_per_transition": memory}
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    console.print(f"written to {path}", soft_wrap=True)
+
+
+def learner(setup: Setup, repeats: int) -> dict[str, Any]:
+    """Critic steps a second, drawing from a full replay included, at the configured sizes."""
+    config, networks = setup.config, setup.networks
+    state = jax.jit(setup.init)(setup.keys)
+    state = jax.tree.map(lambda x: x[0], state)
+    memory = state.memory.replace(size=jnp.int32(config.slots_per_row))
+
+    def updates(agent: Any, memory: Any, key: Key) -> Any:
+        def draw(key: Key) -> tuple[Batch, Array]:
+            size, length = config.td3.batch_size, config.network.history_length
+            return replay.sample(memory, key, size, length), jnp.zeros(())
+
+        rate = config.td3.learning_rate
+        return td3.train(config.td3, networks, agent, key, _UPDATES, draw, rate)
+
+    return measure(updates, (state.agent, memory, jax.random.key(0)), _UPDATES, repeats)
+
+
+def collection(setup: Setup, repeats: int) -> dict[str, Any]:
+    """Environment steps a second with the policy and its context in the loop."""
+    config, env, networks = setup.config, setup.env, setup.networks
+    state = jax.jit(setup.init)(setup.keys)
+    state = jax.tree.map(lambda x: x[0], (state.agent, state.actors))
+
+    def collect(agent: Any, actors: Any, key: Key) -> Any:
+        policy = rollout.exploring(networks, agent.params["actor"], 0.1, jnp.zeros((), bool))
+        keys = jax.random.split(key, config.collect.rows)
+        return jax.vmap(
+            lambda carry, key: rollout.collect(env, policy, carry, key, _STEPS, env.episode_length)
+        )(actors, keys)
+
+    count = config.collect.rows * _STEPS
+    return measure(collect, (*state, jax.random.key(0)), count, repeats)
+
+
+def adaptation(setup: Setup, repeats: int) -> dict[str, Any]:
+    """Held-out tasks a second: data, classifier, both steps and all evaluation episodes."""
+    state = jax.jit(setup.init)(setup.keys)
+    agent, memory = jax.tree.map(lambda x: x[0], (state.agent, state.memory))
+    memory = memory.replace(size=jnp.int32(setup.config.slots_per_row))
+
+    def adapt(agent: Any, memory: Any, key: Key) -> Any:
+        return evaluate.evaluate(
+            setup.config, setup.env, setup.networks, agent, memory, setup.held_out, key
+        )
+
+    arguments = (agent, memory, jax.random.key(0))
+    return measure(adapt, arguments, setup.config.tasks.held_out, repeats)
+
+
+def bytes_per_transition(setup: Setup) -> float:
+    """Replay memory over transitions kept."""
+    memory = jax.eval_shape(setup.init, setup.keys).memory
+    return terminal.size(memory.data) / memory.data.reward.size
+
+
+def measure(
+    function: Callable[..., Any], arguments: tuple[Any, ...], count: int, repeats: int
+) -> dict[str, Any]:
+    """Compiles and times a function that does `count` things in a call."""
+    begun = time.monotonic()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    compile_seconds = time.monotonic() - begun
+    jax.block_until_ready(compiled(*arguments))
+    seconds = []
+    for _ in range(repeats):
+        begun = time.monotonic()
+        jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.monotonic() - begun)
+    return {
+        "per_second": count / float(np.median(seconds)),
+        "slowest": count / max(seconds),
+        "fastest": count / min(seconds),
+        "compile_seconds": compile_seconds,
+    }
+
+
+def _paper(task: str) -> RunConfig:
+    """The reference's sizes, on an engine that loads quickly: physics is not measured here."""
+    return dataclasses.replace(presets.preset(task, "paper"), backend="spring")
+
+
+def _rows(config: RunConfig, rows: int) -> RunConfig:
+    return dataclasses.replace(
+        config,
+        collect=dataclasses.replace(config.collect, rows=rows, unroll=1),
+        tasks=dataclasses.replace(config.tasks, train=1),
+    )

@@ -1,0 +1,37 @@
+"""Strictness, for every test: ranks are never promoted, and there are several host devices.
+
+Warnings are errors too, see `filterwarnings` in pyproject.toml. The compilation cache is JAX's
+own matter: it is on only where JAX_COMPILATION_CACHE_DIR is set.
+"""
+
+import os
+from collections.abc import Iterator
+
+# Before the first import of jax. What shards over devices must be seen to do so; and tests are
+# compilation for the most part, which takes half the time without LLVM's optimisations.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=2",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples on every run, so that a red test is red for everyone; the first example of a
+# shape compiles, so time says nothing.
+hypothesis.settings.register_profile("jmql", derandomize=True, deadline=None, max_examples=25)
+hypothesis.settings.load_profile("jmql")
+
+
+@pytest.fixture
+def rank_promotion() -> Iterator[None]:
+    """Allows rank promotion, for tests that run the physics of Brax: it adds [3] to [N, 3]."""
+    with jax.numpy_rank_promotion("allow"):
+        yield

@@ -1,0 +1,187 @@
+"""Adaptation: what each step learns from, and what its settings do."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmql import adapt, evaluate, rollout
+from jmql.config import AdaptConfig
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def built():
+    return tiny.build()
+
+
+@pytest.fixture(scope="module")
+def state(built):
+    return tiny.filled(built)
+
+
+@pytest.fixture(scope="module")
+def data(built, state):
+    """Two episodes of a held-out task; the second is cut short by hand."""
+    task = jax.tree.map(lambda x: x[0], built.held_out)
+    policy = rollout.greedy(built.networks, state.agent.params["actor"])
+
+    @jax.jit
+    def play(keys):
+        def one(key):
+            start = rollout.begin(built.env, built.env.reset(key, task), 5)
+            return rollout.episode(built.env, policy, start, key)
+
+        return jax.vmap(one)(keys)
+
+    transitions, valid = play(jax.random.split(jax.random.key(1), 2))
+    return adapt.NewData(transitions, valid.at[1, 5:].set(False))
+
+
+@pytest.fixture(scope="module")
+def before(built, state, data):
+    return run(built, state, data)
+
+
+def run(built, state, data, memory=None):
+    @jax.jit
+    def adapted(agent, memory):
+        key = jax.random.key(2)
+        return adapt.adapt(built.config, built.networks, agent, data, memory, key)
+
+    return adapted(state.agent, state.memory if memory is None else memory)
+
+
+def distance(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(sum(jnp.sum((x - y) ** 2) for x, y in pairs))
+
+
+def test_whole_buffer_weighs_valid_steps_equally(data):
+    batch = adapt.whole(data, 5)
+    weight = np.asarray(batch.weight).reshape(2, 20)
+    np.testing.assert_allclose(weight[0], 40 / 25)
+    np.testing.assert_allclose(weight[1, :5], 40 / 25)
+    np.testing.assert_allclose(weight[1, 5:], 0)
+    np.testing.assert_array_equal(
+        batch.transition.observation, data.transitions.observation.reshape(40, 2)
+    )
+    np.testing.assert_array_equal(batch.history.mask[:4].sum(-1), [0, 1, 2, 3])
+    np.testing.assert_array_equal(batch.history.mask[20:24].sum(-1), [0, 1, 2, 3])
+
+
+def test_step1_sees_the_new_data_alone_and_step2_the_replay(built, state, data, before):
+    adapted, _ = before
+    other = jax.tree.map(lambda x: x, state.memory)
+    other = other.replace(data=other.data.replace(reward=other.data.reward - 5.0))
+    moved, _ = run(built, state, data, other)
+    chex.assert_trees_all_equal(adapted.step1.params, moved.step1.params)
+    assert distance(adapted.step2.params, moved.step2.params) > 0
+    assert distance(adapted.step1.params, state.agent.params) > 0
+    counts = (adapted.step1.updates, adapted.step2.updates)
+    assert counts == (state.agent.updates + 2, state.agent.updates + 2 + 4)
+
+
+def test_padding_teaches_nothing(built, state, data, before):
+    late = ~data.valid
+    transitions = data.transitions
+    spoiled = transitions.replace(
+        reward=jnp.where(late, 1e3, transitions.reward),
+        observation=jnp.where(late[..., None], 7.0, transitions.observation),
+    )
+    adapted, metrics = before
+    same, same_metrics = run(built, state, adapt.NewData(spoiled, data.valid))
+    chex.assert_trees_all_close(adapted, same, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(metrics, same_metrics, rtol=1e-4, atol=1e-5)
+
+
+def test_the_proximal_term_holds_step2_near_the_meta_trained_weights(built, state, data):
+    free, held = (
+        run(tiny.build(tiny.changed(adapt={"prox_coef": coef, "step2_updates": 30})), state, data)[
+            0
+        ]
+        for coef in (0.0, 100.0)
+    )
+    meta = state.agent.params
+    assert distance(held.step2.params, meta) < 0.5 * distance(free.step2.params, meta)
+
+
+def test_ess_makes_lambda_of_each_batch(built, state, data):
+    config = tiny.changed(adapt={"prox": "ess", "prox_coef": 2.0})
+    _, metrics = run(tiny.build(config), state, data)
+    assert 0 < metrics["prox_coef"] < 2.0
+    uniform = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, reuse="uniform"))
+    _, metrics = run(tiny.build(uniform), state, data)
+    assert metrics["prox_coef"] == 0  # equal weights have an effective sample size of 1
+
+
+OTHER = {
+    "learning_rate": 1e-2,
+    "step1_updates": 4,
+    "step2_updates": 6,
+    "batch_multiple": 3,
+    "reuse": "uniform",
+    "prox": "ess",
+    "prox_coef": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_setting_changes_the_result(name, state, data, before):
+    after, _ = run(tiny.build(tiny.changed(adapt={name: OTHER[name]})), state, data)
+    assert distance(before[0].step2.params, after.step2.params) > 0
+    # `episodes` is the amount of new data, see test_all_stages_play_the_same_episodes.
+    assert set(OTHER) | {"episodes"} == {field.name for field in dataclasses.fields(AdaptConfig)}
+
+
+@pytest.mark.parametrize("name", ["recent_per_task", "observation"])
+def test_classifier_data_settings_change_the_result(name, state, data, before):
+    value = {"recent_per_task": 2, "observation": True}[name]
+    _, after = run(tiny.build(tiny.changed(propensity={name: value})), state, data)
+    assert before[1]["beta_mean"] != after["beta_mean"]
+
+
+def test_all_stages_play_the_same_episodes(state):
+    def returns(**changes):
+        built = tiny.build(tiny.changed(**changes))
+
+        @jax.jit
+        def evaluated(agent, memory):
+            return evaluate.evaluate(
+                built.config,
+                built.env,
+                built.networks,
+                agent,
+                memory,
+                built.held_out,
+                jax.random.key(5),
+            )
+
+        return jax.device_get(evaluated(state.agent, state.memory))
+
+    idle = {"step1_updates": 0, "step2_updates": 0}
+    still = returns(adapt=idle)
+    np.testing.assert_array_equal(still["return_pre"], still["return_step1"])
+    np.testing.assert_array_equal(still["return_pre"], still["return_post"])
+    # More data, other episodes and other histories are other numbers.
+    assert (returns(adapt=idle | {"episodes": 2})["beta_mean"] != still["beta_mean"]).any()
+    longer = returns(adapt=idle, evaluate={"history_length": 20})
+    assert (longer["return_pre"] != still["return_pre"]).any()
+    more = returns(adapt=idle, evaluate={"episodes": 3})
+    assert (more["return_pre"] != still["return_pre"]).any()
+
+
+def test_summary_reports_means_and_the_worst_fifth():
+    per_task = {
+        "return_pre": jnp.arange(10.0),
+        "return_step1": jnp.arange(10.0) + 1,
+        "return_post": jnp.arange(10.0)[::-1] + 2,
+        "ess": jnp.full(10, 0.5),
+    }
+    summary = evaluate.summarize(per_task)
+    assert summary["eval/return_pre"] == 4.5
+    assert summary["eval/return_post_p20"] == 2.5  # the mean of 2 and 3
+    assert summary["adapt/ess"] == 0.5

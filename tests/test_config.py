@@ -1,0 +1,117 @@
+"""What cannot work is refused, by the name of the field."""
+
+import dataclasses
+import math
+
+import pytest
+
+from jmql import config as config_module
+from jmql.config import Config, ConfigError, flatten, validate
+
+
+def change(config, name, value):
+    """Returns the configuration with one setting, such as `td3.tau`, changed."""
+    part, field = name.split(".")
+    return dataclasses.replace(
+        config, **{part: dataclasses.replace(getattr(config, part), **{field: value})}
+    )
+
+
+def bad_values():
+    """One value beyond every end of every bound, and NaN."""
+    for name, (lowest, highest, closed) in config_module._BOUNDS.items():
+        yield name, lowest - 1 if closed else lowest
+        yield name, math.nan
+        if highest < math.inf:
+            yield name, highest + 1
+
+
+def test_defaults_are_valid():
+    validate(Config())
+
+
+@pytest.mark.parametrize(("name", "value"), list(bad_values()))
+def test_bad_values_are_refused_by_name(name, value):
+    if isinstance(flatten(Config())[name], tuple):
+        value = (300, value)
+    with pytest.raises(ConfigError, match=rf"^{name} is .*; it must be (at least|above) \S+"):
+        validate(change(Config(), name, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("td3.discount", 1.0),
+        ("td3.discount", 0.0),
+        ("td3.tau", 1.0),
+        ("td3.target_noise", 0.0),
+        ("td3.policy_delay", 1),
+        ("adapt.step2_updates", 0),
+        ("adapt.prox_coef", 0.0),
+        ("propensity.log_odds_clip", 0.0),
+        ("network.hidden_sizes", (1,)),
+    ],
+)
+def test_the_ends_of_closed_bounds_are_valid(name, value):
+    validate(change(Config(), name, value))
+
+
+def test_every_number_has_a_bound():
+    """So that a new field cannot be forgotten; a choice among words or of yes and no has none."""
+    numbers = {
+        name for name, value in flatten(Config()).items() if not isinstance(value, bool | str)
+    }
+    assert set(config_module._BOUNDS) == numbers
+
+
+def test_history_must_be_shorter_than_the_replay_of_a_row():
+    config = Config()
+    for name, value in (
+        ("collect.rows", 4),
+        ("collect.unroll", 10),
+        ("collect.replay_capacity", 80),  # 20 slots a row
+        ("network.history_length", 20),
+    ):
+        config = change(config, name, value)
+    with pytest.raises(ConfigError, match="history_length is 20; it must be below the 20"):
+        validate(config)
+    validate(change(config, "network.history_length", 19))
+
+
+def test_rows_must_be_shared_equally_by_the_tasks():
+    with pytest.raises(ConfigError, match=r"collect.rows is 32; .* 3 training tasks"):
+        validate(change(Config(), "tasks.train", 3))
+    validate(change(Config(), "tasks.train", 8))
+
+
+def test_the_classifier_needs_a_feature():
+    config = change(Config(), "network.context_size", 0)
+    with pytest.raises(ConfigError, match=r"^propensity\.observation is False"):
+        validate(config)
+    validate(change(config, "propensity.observation", True))
+
+
+def test_a_network_needs_a_layer():
+    with pytest.raises(ConfigError, match="hidden_sizes is empty"):
+        validate(change(Config(), "network.hidden_sizes", ()))
+
+
+def test_replay_slots_are_whole_unrolls():
+    """10 rows in unrolls of 7: 100 slots a row would not be, 98 are."""
+    config = Config()
+    for name, value in (
+        ("collect.rows", 10),
+        ("collect.unroll", 7),
+        ("collect.replay_capacity", 1000),
+        ("train.updates_per_round", 140),
+    ):
+        config = change(config, name, value)
+    assert config.slots_per_row == 98
+    assert config.steps_per_round == 70
+    assert config.update_to_data == 2.0
+
+
+def test_configurations_are_hashable():
+    """They are closed over by compiled functions."""
+    assert hash(Config()) == hash(Config())
+    assert Config() != change(Config(), "td3.tau", 0.01)

@@ -1,0 +1,108 @@
+"""Who may import whom, and what the algorithm may not do. Files are parsed, not run."""
+
+import ast
+import graphlib
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+ROOMS = ("jmql", "envs", "experiments")
+FILES = {room: sorted((ROOT / room).rglob("*.py")) for room in ROOMS}
+ENGINES = {"brax", "mujoco", "gymnasium"}
+
+# The direction of DESIGN.md section 1: a module imports from its own level or a lower one.
+LEVELS = (
+    {"types", "config"},
+    {"networks", "replay"},
+    {"td3", "rollout"},
+    {"propensity", "adapt", "train"},
+    {"evaluate", "checkpoint"},
+)
+
+
+def imports(tree):
+    """Returns the dotted names that a module imports, importlib.import_module included."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
+            text = node.args[0]
+            if isinstance(text, ast.JoinedStr):  # an f-string: its beginning names the package
+                text = text.values[0]
+            if isinstance(text, ast.Constant):
+                names.add(text.value)
+    return names
+
+
+def called(node):
+    """Returns the last part of the name of what is called."""
+    return getattr(node.func, "attr", getattr(node.func, "id", None))
+
+
+def parse(path):
+    return ast.parse(path.read_text(), str(path))
+
+
+def packages(path):
+    return {name.split(".")[0] for name in imports(parse(path))}
+
+
+def test_imports_are_found():
+    """The parser of this file, on every way to import."""
+    source = """
+import a.b, c
+from d.e import f
+def g():
+    importlib.import_module("h.i")
+    import_module(f"j.{k}.l")
+    __import__("m")
+"""
+    assert imports(ast.parse(source)) == {"a.b", "c", "d.e.f", "h.i", "j.", "m"}
+
+
+def test_jmql_imports_only_what_it_computes_with():
+    allowed = {"jax", "numpy", "flax", "optax", "chex", "orbax", "jmql"} | sys.stdlib_module_names
+    for path in FILES["jmql"]:
+        assert packages(path) <= allowed, path
+
+
+def test_envs_import_nothing_of_the_other_rooms():
+    for path in FILES["envs"]:
+        assert not packages(path) & {"jmql", "experiments"}, path
+
+
+def test_only_envs_import_a_physics_engine():
+    for path in FILES["jmql"] + FILES["experiments"]:
+        assert not packages(path) & (ENGINES | {"etils"}), path
+
+
+def test_jmql_imports_in_one_direction():
+    level = {name: i for i, names in enumerate(LEVELS) for name in names}
+    graph = {}
+    for path in FILES["jmql"]:
+        used = {name.split(".")[1] for name in imports(parse(path)) if name.startswith("jmql.")}
+        if path.stem == "__init__":
+            assert not used
+            continue
+        graph[path.stem] = used
+        assert all(level[name] <= level[path.stem] for name in used), path
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_are_named_for_what_they_hold(room):
+    assert FILES[room]
+    assert not {path.name for path in FILES[room]} & {"utils.py", "common.py"}
+
+
+def test_jmql_does_not_print_open_files_or_call_the_host():
+    host = {"print", "open", "callback", "pure_callback", "io_callback", "device_get"}
+    for path in FILES["jmql"]:
+        calls = {called(node) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)}
+        assert not calls & host, path

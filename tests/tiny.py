@@ -1,0 +1,66 @@
+"""A configuration of the point robot that compiles and runs in seconds."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+import envs
+from experiments.presets import RunConfig
+from experiments.run import Setup, setup
+from jmql.config import (
+    AdaptConfig,
+    CollectConfig,
+    EvaluateConfig,
+    NetworkConfig,
+    PropensityConfig,
+    TaskConfig,
+    TD3Config,
+    TrainConfig,
+)
+
+CONFIG = RunConfig(
+    network=NetworkConfig(hidden_sizes=(16,), context_size=4, history_length=5),
+    td3=TD3Config(batch_size=16, learning_rate=1e-2),
+    collect=CollectConfig(rows=4, unroll=10, warmup_steps=80, replay_capacity=400),
+    train=TrainConfig(env_steps=240, updates_per_round=6, rounds_per_cycle=2),
+    propensity=PropensityConfig(recent_per_task=20, newton_steps=5),
+    adapt=AdaptConfig(step1_updates=2, step2_updates=4, batch_multiple=2),
+    evaluate=EvaluateConfig(episodes=2),
+    tasks=TaskConfig(train=4, held_out=3),
+    task="point_goal",
+    backend="none",
+    seed=3,
+    seeds=1,
+)
+
+
+def changed(**components: dict[str, Any]) -> RunConfig:
+    """Returns CONFIG with some settings changed, such as `td3={"tau": 0.1}`."""
+    return dataclasses.replace(
+        CONFIG,
+        **{
+            name: dataclasses.replace(getattr(CONFIG, name), **settings)
+            for name, settings in components.items()
+        },
+    )
+
+
+def build(config: RunConfig = CONFIG, episode_length: int = 20) -> Setup:
+    """Returns the set-up of a configuration, with short episodes."""
+    env = envs.make("point_goal", episode_length=episode_length)
+    return dataclasses.replace(setup(config), env=env)
+
+
+def filled(built: Setup) -> Any:
+    """Returns the TrainState [] of the first seed after one round of warm-up."""
+    from jmql import train
+
+    config, env, networks = built.config, built.env, built.networks
+
+    @jax.jit
+    def fill(key: jax.Array) -> Any:
+        state = train.init(config, env, networks, built.train_tasks, key)
+        return train.round(config, env, networks, state, jax.numpy.array(True))[0]
+
+    return fill(built.keys[0])
