@@ -98,7 +98,7 @@ for _numbers in _PAPER.values():
 
 # Two CPU cores, about ten minutes: small networks, short histories, many rows, Brax's spring
 # engine. Measured in experiments/results/quick.
-_QUICK_TD3 = TD3Config(learning_rate=1e-3, target_noise=0.2, batch_size=128)
+_QUICK_TD3 = TD3Config(learning_rate=1e-3, batch_size=128)
 _QUICK_ADAPT = AdaptConfig(learning_rate=3e-4, step1_updates=10, step2_updates=40, batch_multiple=2)
 
 
@@ -106,7 +106,7 @@ def _quick_brax(env_steps: int, tasks: TaskConfig, held_out_episodes: int) -> di
     return dict(
         network=NetworkConfig(hidden_sizes=(128, 128), context_size=10, history_length=15),
         td3=_QUICK_TD3,
-        collect=CollectConfig(rows=32, unroll=50, exploration_noise=0.2, warmup_steps=16_000),
+        collect=CollectConfig(rows=32, unroll=50, warmup_steps=16_000),
         train=TrainConfig(env_steps=env_steps, updates_per_round=400, rounds_per_cycle=20),
         adapt=_QUICK_ADAPT,
         evaluate=EvaluateConfig(episodes=held_out_episodes),
@@ -125,10 +125,10 @@ _QUICK_POINT: dict[str, Any] = dict(
     backend="none",
 )
 _QUICK: dict[str, dict[str, Any]] = {
-    "ant_dir": _quick_brax(800_000, TaskConfig(train=2, held_out=2), 4),
-    "ant_goal": _quick_brax(600_000, TaskConfig(train=32, held_out=8), 1),
-    "cheetah_dir": _quick_brax(500_000, TaskConfig(train=2, held_out=2), 4),
-    "cheetah_vel": _quick_brax(500_000, TaskConfig(train=32, held_out=8), 1),
+    "ant_dir": _quick_brax(600_000, TaskConfig(train=2, held_out=2), 4),
+    "ant_goal": _quick_brax(500_000, TaskConfig(train=32, held_out=8), 1),
+    "cheetah_dir": _quick_brax(400_000, TaskConfig(train=2, held_out=2), 4),
+    "cheetah_vel": _quick_brax(400_000, TaskConfig(train=32, held_out=8), 1),
     "point_goal": _QUICK_POINT,
     "point_sparse": _QUICK_POINT,
 }
