@@ -126,9 +126,9 @@ _QUICK_POINT: dict[str, Any] = dict(
 )
 _QUICK: dict[str, dict[str, Any]] = {
     "ant_dir": _quick_brax(600_000, TaskConfig(train=2, held_out=2), 4),
-    "ant_goal": _quick_brax(400_000, TaskConfig(train=32, held_out=8), 1),
+    "ant_goal": _quick_brax(350_000, TaskConfig(train=32, held_out=8), 1),
     "cheetah_dir": _quick_brax(400_000, TaskConfig(train=2, held_out=2), 4),
-    "cheetah_vel": _quick_brax(400_000, TaskConfig(train=32, held_out=8), 1),
+    "cheetah_vel": _quick_brax(300_000, TaskConfig(train=32, held_out=8), 1),
     "point_goal": _QUICK_POINT,
     "point_sparse": _QUICK_POINT,
 }
