@@ -153,10 +153,7 @@ def _one_line(box: str) -> str:
 
 def _quiet() -> None:
     """Keeps the terminal for results: warnings go to log.txt once there is a run directory."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("WANDB_SILENT", "true")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jmql" / "xla"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     logging.captureWarnings(True)
     logging.getLogger().handlers = [logging.NullHandler()]
 

@@ -38,7 +38,8 @@ LEARNING = {"train/critic_loss", "train/actor_loss", "train/q"}
 
 
 def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_API_KEY")}
+    settings = ("WANDB_MODE", "WANDB_API_KEY", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
+    clean = {k: v for k, v in os.environ.items() if k not in settings}
     return subprocess.run(
         [sys.executable, "-m", "experiments.cli", *words],
         cwd=cwd,
@@ -70,6 +71,11 @@ def test_a_run_ends_well_and_says_where_it_is(finished):
     assert "W&B: offline" in done.stdout
     assert not (run / "log.txt").exists()
     assert [path.name for path in cwd.iterdir() if not path.name.startswith(".")] == ["runs"]
+
+
+def test_compiled_programs_are_kept_for_next_time(finished):
+    cwd, _ = finished
+    assert any(path.name.startswith("jit_cycle") for path in cwd.glob(".cache/jmql/xla/*"))
 
 
 def test_the_run_directory_is_the_contract(finished):
