@@ -21,7 +21,7 @@ import tyro
 import envs
 from experiments import presets
 from experiments.presets import RunConfig, RunFailed
-from jmql.config import ConfigError, flatten, validate
+from jmql.config import ConfigError, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,6 @@ def _train(words: list[str]) -> None:
     )
     config = _parse(RunConfig, "train", words, presets.preset(task, profile))
     _known(f"backend of {task}", config.backend, envs.FAMILIES[task].backends)
-    validate(config)
     from experiments import train
 
     train.train(config)

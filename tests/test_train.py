@@ -126,6 +126,12 @@ def test_held_out_tasks_are_not_training_tasks(built):
     assert distance.min() > 1e-4
 
 
+def test_task_seed_draws_other_tasks(built):
+    other = tiny.build(tiny.changed(tasks={"seed": 1}))
+    assert not np.allclose(other.train_tasks["goal"], built.train_tasks["goal"])
+    assert not np.allclose(other.held_out["goal"], built.held_out["goal"])
+
+
 def test_host_fetches_once_a_cycle(built, cycle, monkeypatch):
     fetched = []
     device_get = jax.device_get
