@@ -1,7 +1,7 @@
 """`jmql train|evaluate|bench`: wiring between the command line and the rest.
 
-Exit codes: 0 done; 2 wrong usage, with one line that says what and what is valid; 1 anything
-else, with the name of the file that has the traceback.
+Exit codes: 0 done; 2 wrong usage, with one line that says what and what is valid; 33 stopped by a
+signal and saved; 1 anything else, with the name of the file that has the traceback.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
         "bench": _bench,
@@ -65,11 +65,26 @@ def _run(words: list[str]) -> int:
         return 0 if words else 2
     command = _known("command", words[0], commands)
     _quiet()
-    commands[command](words[1:])
-    return 0
+    return commands[command](words[1:])
 
 
-def _train(words: list[str]) -> None:
+def _train(words: list[str]) -> int:
+    from experiments import run, train
+
+    resume = _value(words, "resume")
+    if resume is not None:
+        if not resume:
+            raise ConfigError("no run directory given to --resume; valid: runs/<task>/<run_id>")
+        before = run.read_config(Path(resume))
+        config = _parse(RunConfig, "train", words, before)
+        old, new = run.identity(before), run.identity(config)
+        for name in old:
+            if old[name] != new[name]:
+                raise ConfigError(
+                    f"{name} is {old[name]} in {resume} and cannot become {new[name]}; valid:"
+                    f" changes of {', '.join(sorted(run.FREE))}"
+                )
+        return train.train(config)
     # Task, profile and backend choose the defaults that all other flags change.
     task = _known("task", _value(words, "task"), envs.FAMILIES)
     profile = _known(
@@ -77,23 +92,23 @@ def _train(words: list[str]) -> None:
     )
     config = _parse(RunConfig, "train", words, presets.preset(task, profile))
     _known(f"backend of {task}", config.backend, envs.FAMILIES[task].backends)
-    from experiments import train
-
-    train.train(config)
+    return train.train(config)
 
 
-def _evaluate(words: list[str]) -> None:
+def _evaluate(words: list[str]) -> int:
     args = _parse(EvaluateArgs, "evaluate", words)
     from experiments import evaluate
 
     evaluate.evaluate(args.run, args.num_tasks, args.seed)
+    return 0
 
 
-def _bench(words: list[str]) -> None:
+def _bench(words: list[str]) -> int:
     args = _parse(BenchArgs, "bench", words)
     from experiments import bench
 
     bench.bench(args.out, args.repeats)
+    return 0
 
 
 def _known(kind: str, name: str | None, valid: Any) -> str:
@@ -155,6 +170,7 @@ def _quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.captureWarnings(True)
     logging.getLogger().handlers = [logging.NullHandler()]
+    logging.raiseExceptions = False  # a full disk cannot take a log line either
 
 
 if __name__ == "__main__":

@@ -30,13 +30,24 @@ def evaluate(folder: Path, num_tasks: int, seed: int) -> None:
     """
     if num_tasks < 1 or seed < 0:
         raise ConfigError(f"num-tasks is {num_tasks} and seed is {seed}; valid: from 1 and from 0")
-    setup = run.load(folder)
+    setup = run.load(folder, run.read_config(folder))
+    if not setup.config.checkpoint.replay:
+        raise ConfigError(
+            f"{folder} was saved without its replay (checkpoint.replay False);"
+            " adaptation needs one: valid are runs that saved it"
+        )
     with run.logged(folder):
         _evaluate(folder, setup, num_tasks, seed)
 
 
 def _evaluate(folder: Path, setup: Setup, num_tasks: int, seed: int) -> None:
-    state = run.restore(folder, setup)
+    with run.checkpoints(folder, setup.config) as checkpoints:
+        try:
+            state = run.restore(folder, setup, checkpoints)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{folder} has no checkpoint yet; valid: a run that has one"
+            ) from None
     # Apart from the keys of training, whose tasks come from jax.random.key(tasks.seed).
     task_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), num_tasks))
     tasks = setup.env.sample_tasks(task_key, num_tasks)

@@ -31,6 +31,15 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """What survives a run that is stopped."""
+
+    minutes: float = 5.0  # between saves; the first is made after warm-up, the last at the end
+    replay: bool = True
+    """save the replay too; without it a resumed run fills it anew, and is not exact"""
+
+
+@dataclass(frozen=True)
 class RunConfig(Config):
     """Meta-trains on a family of tasks and adapts to held-out ones."""
 
@@ -41,7 +50,9 @@ class RunConfig(Config):
     seeds: int = 1  # runs side by side in one process, with seeds seed, seed + 1, ...
     runs: str = "runs"  # folder that holds run directories
     observe_task: bool = False  # baseline: the observation shows the task (an oracle)
+    resume: str = ""  # a run directory: go on where it stopped
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
 # Meta-Q-Learning's released commands, as tabulated in MQL.md section 3. Rows are the training

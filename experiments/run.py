@@ -4,13 +4,17 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
+import os
 import secrets
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -23,11 +27,15 @@ import envs
 from envs.base import Environment
 from experiments import presets
 from experiments.presets import RunConfig, RunFailed
-from jmql import checkpoint, config, evaluate, networks, train
+from experiments.terminal import console
+from jmql import config, evaluate, networks, train
+from jmql.checkpoint import Checkpoints, Mismatch, Unreadable
 from jmql.config import ConfigError
 from jmql.networks import Networks
+from jmql.train import TrainState
 from jmql.types import Task
 
+_CONFIG, _TASKS = "config.json", "tasks.npz"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx")
 
 
@@ -71,6 +79,10 @@ def setup(run: RunConfig) -> Setup:
     config.validate(run)
     if run.seed < 0 or run.seeds < 1:
         raise ConfigError(f"seed is {run.seed} and seeds is {run.seeds}; valid: from 0 and from 1")
+    if not 0 <= run.checkpoint.minutes < float("inf"):
+        raise ConfigError(
+            f"checkpoint.minutes is {run.checkpoint.minutes}; it must be at least 0 and finite"
+        )
     try:
         env = envs.make(run.task, run.backend, observe_task=run.observe_task)
     except ValueError as error:
@@ -86,19 +98,60 @@ def setup(run: RunConfig) -> Setup:
     )
 
 
-def create(setup: Setup) -> tuple[Path, dict[str, Any]]:
-    """Makes a run directory with config.json and tasks.npz; returns it and the former's content."""
+def create(setup: Setup) -> Path:
+    """Makes a run directory with config.json and tasks.npz.
+
+    Raises:
+        RunFailed: the disk refuses.
+    """
     now = datetime.datetime.now(datetime.UTC)
-    run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    folder = Path(setup.config.runs) / setup.config.task / run_id
-    folder.mkdir(parents=True)
-    record = describe(setup.config)
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    tasks = {"train": setup.train_tasks, "held_out": setup.held_out}
-    leaves = jax.tree_util.tree_leaves_with_path(tasks)
-    named = {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(v) for k, v in leaves}
-    np.savez(folder / "tasks.npz", allow_pickle=False, **named)
-    return folder, record
+    parent = Path(setup.config.runs) / setup.config.task
+    try:
+        while True:
+            folder = parent / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                break
+        tasks = {"train": setup.train_tasks, "held_out": setup.held_out}
+        np.savez(folder / _TASKS, allow_pickle=False, **_by_name(tasks))
+        write_record(folder, setup.config)
+    except OSError as error:
+        raise RunFailed(f"no run directory can be made in {parent}: {error}") from None
+    return folder
+
+
+def write_record(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Writes config.json, whole or not at all, and returns its content."""
+    record = describe(config)
+    new = folder / f"{_CONFIG}.new"
+    new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    new.replace(folder / _CONFIG)
+    return record
+
+
+def _by_name(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the leaves of a pytree by path, such as `train/goal`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(v) for k, v in leaves}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in a run directory, until this one ends.
+
+    Raises:
+        ConfigError: another process is at it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(f"another process is training in {folder}; valid: once it ends") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -125,10 +178,20 @@ def logged(folder: Path) -> Iterator[None]:
         handler.close()
 
 
+# What may change between a run and its resumption.
+FREE = {"train.env_steps", "checkpoint.minutes", "runs", "resume"}
+FREE |= {"tracking.wandb", "tracking.project"}
+
+
+def identity(run: RunConfig) -> dict[str, Any]:
+    """Returns the settings that a run keeps for its whole life, by name."""
+    return {k: v for k, v in config.flatten(run).items() if k not in FREE}
+
+
 def describe(run: RunConfig) -> dict[str, Any]:
     """Returns what config.json holds: every setting, and where and with what it runs."""
     settings = dataclasses.asdict(run)
-    same = {k: v for k, v in settings.items() if k not in ("seed", "seeds", "runs", "tracking")}
+    same = {k: v for k, v in identity(run).items() if k not in ("seed", "seeds")}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
     device, jax_config = jax.devices()[0], cast(Any, jax.config)
     return {
@@ -145,33 +208,80 @@ def describe(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> Setup:
-    """Reads the configuration of a run directory.
+def read_config(folder: Path) -> RunConfig:
+    """Reads config.json of a run directory.
 
     Raises:
         ConfigError: the folder is not a run directory.
     """
     try:
-        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return setup(presets.from_dict(RunConfig(), record["config"]))
+        record = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        return presets.from_dict(RunConfig(), record["config"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{folder} is not a run directory ({error}); valid: a folder runs/<task>/<run_id>"
-            f"{_nearest_run(folder)}"
-        ) from None
+        raise _not_a_run(folder, error) from None
 
 
-def restore(folder: Path, setup: Setup) -> Any:
-    """Reads the newest TrainState [S, ...] of a run.
+def load(folder: Path, config: RunConfig) -> Setup:
+    """Returns the set-up of a run directory, with the tasks that it saved.
+
+    Args:
+        folder: the run directory.
+        config: its configuration, in which what `identity` leaves out may have changed.
 
     Raises:
-        ConfigError: the run has no checkpoint.
+        ConfigError: the folder is not a run directory.
     """
-    like = jax.eval_shape(setup.init, setup.keys)
+    new = setup(config)
+    tasks = {"train": new.train_tasks, "held_out": new.held_out}
     try:
-        return checkpoint.restore(folder / "checkpoints", like)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{error}; the run has not finished") from None
+        with np.load(folder / _TASKS) as file:
+            leaves = [jnp.asarray(file[name]) for name in _by_name(tasks)]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise _not_a_run(folder, error) from None
+    tasks = jax.tree.unflatten(jax.tree.structure(tasks), leaves)
+    return dataclasses.replace(new, train_tasks=tasks["train"], held_out=tasks["held_out"])
+
+
+def _not_a_run(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{folder} is not a run directory ({error}); valid: a folder runs/<task>/<run_id>"
+        f"{_nearest_run(folder)}"
+    )
+
+
+def checkpoints(folder: Path, config: RunConfig) -> Checkpoints:
+    """Opens the checkpoints of a run directory."""
+    return Checkpoints(folder / "checkpoints", identity(config))
+
+
+def saved(config: RunConfig, state: TrainState) -> TrainState:
+    """Returns what a checkpoint holds of a state [S, ...]: all, or all but replay and rows."""
+    return state if config.checkpoint.replay else state.replace(memory=None, actors=None)
+
+
+def restore(folder: Path, setup: Setup, files: Checkpoints) -> TrainState:
+    """Reads the newest TrainState [S, ...] that is whole. Without its replay, that is empty.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint yet.
+        ConfigError: the checkpoint is another run's.
+        RunFailed: there are checkpoints, and none can be read.
+    """
+    like = jax.eval_shape(lambda keys: saved(setup.config, setup.init(keys)), setup.keys)
+    complaints = io.StringIO()  # of tensorstore's threads about a torn file
+    try:
+        with contextlib.redirect_stderr(complaints):
+            found = files.restore(like)
+    except Mismatch as error:
+        raise ConfigError(f"the checkpoint in {folder} is of another run: {error}") from None
+    except Unreadable as error:
+        raise RunFailed(f"no checkpoint in {folder} can be read: {error}") from None
+    for step, why in found.damaged.items():
+        console.print(f"checkpoint {step} is damaged ({why}); using the one before")
+    if setup.config.checkpoint.replay:
+        return found.state
+    kept = {name: getattr(found.state, name) for name in ("agent", "key", "env_steps")}
+    return jax.jit(setup.init)(found.state.key).replace(**kept)
 
 
 def _nearest_run(folder: Path) -> str:

@@ -57,7 +57,7 @@ class _Numbers(ProgressColumn):
 class Bar:
     """The progress of a run: a bar in a terminal, a line a cycle elsewhere."""
 
-    def __init__(self, name: str, total: int):
+    def __init__(self, name: str, total: int, done: int = 0):
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -67,7 +67,7 @@ class Bar:
             disable=not console.is_terminal,
             expand=True,
         )
-        self._task = self._progress.add_task(name, total=total)
+        self._task = self._progress.add_task(name, total=total, completed=done)
 
     def __enter__(self) -> "Bar":
         self._progress.start()

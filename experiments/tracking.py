@@ -16,8 +16,30 @@ from experiments.run import seeds
 
 log = logging.getLogger("jmql")
 
+METRICS = "metrics.jsonl"
+
 # A server that does not answer must not keep a run waiting for W&B's own 90 seconds.
 _INIT_TIMEOUT = 10  # seconds
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Returns all rows of a run's metrics.jsonl."""
+    with (folder / METRICS).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def drop_rows(folder: Path, steps: int) -> None:
+    """Cuts metrics.jsonl after the rows that reach `steps`: what a killed run wrote and lost."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        kept = 0
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["env_steps"] > steps:
+                break
+            kept += len(line)
+        file.truncate(kept)
 
 
 def wandb_mode(asked: str, environment: Mapping[str, str]) -> str:
@@ -42,10 +64,19 @@ def _has_netrc_key() -> bool:
 
 
 class Tracker:
-    """Writes one row for each seed and cycle. W&B that fails is reported once and left alone."""
+    """Writes one row for each seed and cycle. W&B that fails is reported once and left alone.
 
-    def __init__(self, folder: Path, config: RunConfig, record: dict[str, Any]):
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+    Args:
+        folder: the run directory.
+        config: of the run.
+        record: what config.json says.
+        steps: where the run goes on; rows past it are dropped, and a torn last line.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, record: dict[str, Any], steps: int):
+        drop_rows(folder, steps)
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self.exit_code = 0  # for W&B, which shows another code as a failed run
         self._seeds = seeds(config)
         self._runs: list[Any] = []
         mode = wandb_mode(config.tracking.wandb, os.environ)
@@ -59,11 +90,11 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         self._file.close()
         try:
             for run in self._runs:
-                run.finish()
+                run.finish(exit_code=1 if error else self.exit_code)
         except Exception as error:
             self._fail(error)
 
@@ -74,9 +105,11 @@ class Tracker:
             rows: scalars and lists by metric name; `env_steps` in every row.
         """
         rows = [{k: v for k, v in row.items() if _exists(v)} for row in rows]
-        for seed, row in zip(self._seeds, rows, strict=True):
-            self._file.write(json.dumps({"seed": seed} | row) + "\n")
+        numbered = zip(self._seeds, rows, strict=True)
+        lines = [json.dumps({"seed": seed} | row) + "\n" for seed, row in numbered]
+        self._file.write("".join(lines))
         self._file.flush()
+        os.fsync(self._file.fileno())  # before a checkpoint that these rows lead to
         try:
             for run, row in zip(self._runs, rows, strict=False):
                 run.log({k: v for k, v in row.items() if not isinstance(v, list)})

@@ -1,6 +1,10 @@
-"""The host loop: run a cycle, fetch its metrics once, write them down, save at the end."""
+"""The host loop: run a cycle, fetch its metrics once, write them down, save now and then."""
 
+import dataclasses
+import math
+import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,88 +12,132 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import run, terminal
-from experiments.presets import RunConfig
+from experiments import run, terminal, tracking
+from experiments.presets import RunConfig, RunFailed
 from experiments.run import Setup
+from experiments.stop import SAVED, Stop
 from experiments.terminal import STAGES, console
 from experiments.tracking import Tracker, to_rows
-from jmql import checkpoint
+from jmql.checkpoint import Checkpoints
+from jmql.train import TrainState
 
-Results = dict[str, np.ndarray]  # metrics [S], and of single tasks [S, K]
+Save = Callable[[TrainState, int, bool], None]
+Rows = list[dict[str, Any]]  # what metrics.jsonl says of one cycle, a row for each seed
 
 
-def train(config: RunConfig) -> Path:
-    """Meta-trains, adapts and evaluates; returns the run directory.
+def train(config: RunConfig) -> int:
+    """Meta-trains, adapts and evaluates, from the start or from where a run stopped.
+
+    Returns:
+        The exit code: 0, or `stop.SAVED` after a signal.
 
     Raises:
         ConfigError: the configuration cannot work; nothing has been written.
+        RunFailed: anything else that ends the run early.
     """
-    setup = run.setup(config)
-    folder, record = run.create(setup)
-    with run.logged(folder):
-        header(setup, folder)
-        started = time.monotonic()
-        cycle, state = compiled(setup)
-        compile_seconds = time.monotonic() - started
-        console.print(f"compiled in {compile_seconds:.0f} s")
-        with Tracker(folder, config, record) as tracker:
-            state, first, last = loop(setup, cycle, state, tracker, compile_seconds)
-            tracker.tasks(["task", *STAGES], per_task(setup, last))
-        with console.status("saving"):
-            checkpoint.save(folder / "checkpoints", int(last["env_steps"][0]), state)
-        report(setup, first, last)
-        console.print(
-            f"finished in {terminal.human_time(time.monotonic() - started)};"
-            f" W&B: {', '.join(tracker.urls) or tracker.wandb}"
-        )
+    if config.resume:
+        folder = Path(config.resume)
+        setup = run.load(folder, dataclasses.replace(config, resume=""))
+    else:
+        setup = run.setup(config)
+        folder = run.create(setup)
+    started = time.monotonic()
+    again = f"make train RESUME={folder}"
+    with (
+        run.locked(folder),
+        run.logged(folder),
+        Stop(again) as stop,
+        run.checkpoints(folder, setup.config) as checkpoints,
+    ):
+        try:
+            state = run.restore(folder, setup, checkpoints)
+        except FileNotFoundError:
+            state = jax.jit(setup.init)(setup.keys)
+        record = run.write_record(folder, setup.config)
+        steps, total = int(state.env_steps[0]), setup.config.total_steps
+        header(setup, folder, steps)
+        if steps < total:
+            cycle, compile_seconds = stop.wait(compiled, setup)
+        else:
+            console.print("nothing is left to do; --train.env-steps makes the run longer")
+        with Tracker(folder, setup.config, record, steps) as tracker:
+            if steps < total:
+                save = saver(folder, setup.config, checkpoints)
+                stop.ready = True
+                steps = loop(setup, cycle, state, tracker, save, stop, compile_seconds)
+            if steps < total:
+                tracker.exit_code = SAVED
+            else:
+                rows = tracking.read(folder)[-setup.config.seeds :]
+                tracker.tasks(["task", *STAGES], per_task(setup, rows))
+    if steps < total:
+        console.print(f"stopped by {stop.signal} and saved at {steps:,} of {total:,} steps")
+        console.print(f"run: {folder} · next: {again}", soft_wrap=True)
+        return SAVED
+    report(setup, tracking.read(folder))
+    console.print(
+        f"finished in {terminal.human_time(time.monotonic() - started)};"
+        f" W&B: {', '.join(tracker.urls) or tracker.wandb}"
+    )
     console.print(f"run: {folder} · next: make evaluate RUN={folder}", soft_wrap=True)
-    return folder
+    return 0
 
 
-def compiled(setup: Setup) -> tuple[Any, Any]:
-    """Returns the compiled cycle and the first TrainState [S, ...].
+def compiled(setup: Setup) -> tuple[Any, float]:
+    """Returns the compiled cycle, and the seconds it took.
 
     Compiled ahead of time, the cycle cannot be traced again: other shapes are an error.
     """
+    begun = time.monotonic()
     shapes = jax.eval_shape(setup.init, setup.keys)
     with console.status("compiling the cycle (kept for the next run of these shapes)"):
         lowered = jax.jit(setup.cycle, donate_argnums=0).lower(
             shapes, jnp.int32(0), jnp.zeros((), bool)
         )
         cycle = lowered.compile()
-        return cycle, jax.block_until_ready(jax.jit(setup.init)(setup.keys))
-
-
-def per_task(setup: Setup, results: Results) -> list[list[list[Any]]]:
-    """Returns for every seed a row for each held-out task: its name and returns."""
-    names = terminal.task_names(setup.held_out)
-    columns = [results[f"tasks/{stage}"] for stage in STAGES]  # [S, K] each
-    return [
-        [[name, *(float(x[seed][k]) for x in columns)] for k, name in enumerate(names)]
-        for seed in range(setup.config.seeds)
-    ]
+    seconds = time.monotonic() - begun
+    console.print(f"compiled in {seconds:.0f} s")
+    return cycle, seconds
 
 
 def loop(
-    setup: Setup, cycle: Any, state: Any, tracker: Tracker, compile_seconds: float
-) -> tuple[Any, Results, Results]:
-    """Runs cycles until the configured number of steps.
+    setup: Setup,
+    cycle: Any,
+    state: TrainState,
+    tracker: Tracker,
+    save: Save,
+    stop: Stop,
+    compile_seconds: float,
+) -> int:
+    """Runs cycles until the configured number of steps or a signal.
+
+    Args:
+        setup: what is trained.
+        cycle: compiled; takes the state, rounds [] and warm-up [].
+        state: leaves [S, ...]; donated.
+        tracker: takes the rows of every cycle.
+        save: called after every cycle, once its rows are written, with the state, its steps, and
+            whether it must be saved now.
+        stop: looked at after every cycle.
+        compile_seconds: for the metrics.
 
     Returns:
-        The last state, and the results of the untrained agent and of the last cycle.
+        Environment steps of the last state, which has been saved.
+
+    Raises:
+        RunFailed: a metric is not a finite number.
     """
     config = setup.config
     per_round, updates = config.steps_per_round, config.train.updates_per_round
-    total = -(-config.train.env_steps // per_round)  # rounds, warm-up included
-    warmup = min(total, -(-config.collect.warmup_steps // per_round))
-    done, results, begun = 0, [], time.monotonic()
-    with terminal.Bar(config.task, total * per_round) as bar:
-        while done < total:
-            fill = done == 0
-            rounds = warmup if fill else min(config.train.rounds_per_cycle, total - done)
+    total, done = config.total_steps // per_round, int(state.env_steps[0]) // per_round
+    fill = not state.memory.size.any()  # also where the replay was not saved
+    begun, first, stopping = time.monotonic(), done, False
+    with terminal.Bar(config.task, total * per_round, done * per_round) as bar:
+        while done < total and not stopping:
+            warmup = -(-config.collect.warmup_steps // per_round)
+            rounds = min(warmup if fill else config.train.rounds_per_cycle, total - done)
             before = time.monotonic()
-            state, metrics, per_task = cycle(state, jnp.int32(rounds), jnp.asarray(fill))
-            metrics, per_task = jax.device_get((metrics, per_task))  # the only fetch of a cycle
+            state, metrics, of_tasks = stop.wait(fetched, cycle, state, rounds, fill)
             seconds = time.monotonic() - before
             done += rounds
             speed = {
@@ -98,23 +146,88 @@ def loop(
                 "time/compile_seconds": compile_seconds,
             }
             metrics |= {name: np.full(config.seeds, value) for name, value in speed.items()}
-            metrics |= {f"tasks/{stage}": per_task[stage] for stage in STAGES}
+            metrics |= {f"tasks/{stage}": of_tasks[stage] for stage in STAGES}
+            refuse_nonfinite(metrics, config)
             if fill:  # nothing has been learned yet
                 metrics = {k: v for k, v in metrics.items() if not k.startswith("train/")}
-                begun = time.monotonic()
-            results.append(metrics)
+                begun, first = time.monotonic(), done
             tracker.log(to_rows(metrics))
+            stopping = bool(stop.signal)  # read once: what comes later stops the next cycle
+            save(state, done * per_round, fill or done == total or stopping)
             bar.update(
                 done * per_round,
                 metrics["eval/return_pre"].mean(),
                 metrics["eval/return_post"].mean(),
                 speed["time/updates_per_second"],
-                None if fill else (time.monotonic() - begun) * (total - done) / (done - warmup),
+                None if fill else (time.monotonic() - begun) * (total - done) / (done - first),
             )
-    return state, results[0], results[-1]
+            fill = False
+    return done * per_round
 
 
-def header(setup: Setup, folder: Path) -> None:
+def fetched(cycle: Any, state: TrainState, rounds: int, fill: bool) -> Any:
+    """Runs one cycle; returns its state, on device, and its results, fetched at once."""
+    state, *results = cycle(state, jnp.int32(rounds), jnp.asarray(fill))
+    return state, *jax.device_get(results)
+
+
+def refuse_nonfinite(metrics: Mapping[str, np.ndarray], config: RunConfig) -> None:
+    """Raises RunFailed that names the first metric [S, ...] that is not a finite number.
+
+    Only `collect/return` may be NaN: where no episode ended there is no return.
+    """
+    for name, values in metrics.items():
+        bad = ~np.isfinite(values.reshape(config.seeds, -1)).all(axis=1)
+        if name != "collect/return" and bad.any():
+            seed = run.seeds(config)[int(bad.argmax())]
+            raise RunFailed(
+                f"{name} is not finite for seed {seed} in the cycle that ended at"
+                f" {int(metrics['env_steps'][0]):,} steps, with td3.learning_rate"
+                f" {config.td3.learning_rate:g} and adapt.learning_rate"
+                f" {config.adapt.learning_rate:g}; the cycle is not logged"
+            )
+
+
+def saver(folder: Path, config: RunConfig, checkpoints: Checkpoints) -> Save:
+    """Returns a function of (state, steps, now) that saves by the clock, or at once.
+
+    Raises:
+        RunFailed: a save failed; the message says what is needed and what there is.
+    """
+    last = -math.inf
+
+    def save(state: TrainState, steps: int, now: bool) -> None:
+        nonlocal last
+        kept = run.saved(config, state)
+        try:
+            checkpoints.check()
+            if now or time.monotonic() - last >= 60 * config.checkpoint.minutes:
+                checkpoints.save(steps, kept)
+                last = time.monotonic()
+            if now:
+                checkpoints.wait()
+        except Exception as error:  # orbax passes on what the file system and tensorstore raise
+            free = terminal.human_bytes(shutil.disk_usage(folder).free)
+            need = terminal.human_bytes(terminal.size(kept))
+            reason = str(error).strip().partition("\n")[0]
+            raise RunFailed(
+                f"the state could not be saved: {reason} (a checkpoint needs up to {need}, {free}"
+                f" are free in {folder})"
+            ) from error
+
+    return save
+
+
+def per_task(setup: Setup, rows: Rows) -> list[list[list[Any]]]:
+    """Returns for every seed a row for each held-out task: its name and returns."""
+    names = terminal.task_names(setup.held_out)
+    return [
+        [[name, *(row[f"tasks/{stage}"][k] for stage in STAGES)] for k, name in enumerate(names)]
+        for row in rows
+    ]
+
+
+def header(setup: Setup, folder: Path, steps: int) -> None:
     """Prints what is about to run, with the memory of replay and the update-to-data ratio."""
     config = setup.config
     device = jax.devices()[0]
@@ -131,32 +244,43 @@ def header(setup: Setup, folder: Path) -> None:
         f"replay {terminal.human_bytes(replay)} for {transitions:,} transitions"
         f" ({replay / transitions:.0f} bytes each)"
         f" · {config.update_to_data:g} updates per environment step\n"
-        f"writing to {folder}",
+        f"{f'going on at {steps:,} steps, ' if steps else ''}writing to {folder}",
         soft_wrap=True,
     )
 
 
-def report(setup: Setup, first: Results, last: Results) -> None:
-    """Prints the returns of the run: untrained, before adaptation, after each of its steps."""
+def report(setup: Setup, rows: Rows) -> None:
+    """Prints the returns of the run: untrained, before adaptation, after each of its steps.
 
-    def cells(values: list[np.ndarray]) -> list[str]:
-        spread = len(values[0]) > 1
-        return [f"{v.mean():.1f}" + (f" ± {v.std(ddof=1):.1f}" if spread else "") for v in values]
+    Args:
+        setup: what was trained.
+        rows: the whole of metrics.jsonl.
+    """
+    config = setup.config
+    first, last = rows[: config.seeds], rows[-config.seeds :]
 
-    def row(kind: str, pick: Any) -> list[str]:
-        untrained = first[f"{kind}/return_pre"]
-        return cells([pick(x) for x in (untrained, *(last[f"{kind}/{s}"] for s in STAGES))])
+    def cells(name: str, pick: Any = lambda x: x) -> list[str]:
+        """One stage after the other, of a metric that `pick` makes a number."""
+        untrained = [pick(row[f"{name}/return_pre"]) for row in first]
+        stages = [[pick(row[f"{name}/{stage}"]) for row in last] for stage in STAGES]
+        return [mean_and_spread(values) for values in (untrained, *stages)]
 
-    rows = [("mean", row("eval", lambda x: x))]
+    table = [("mean", cells("eval"))]
     names = terminal.task_names(setup.held_out)
     for k, name in enumerate(names if len(names) <= 4 else []):
-        rows.append((name, row("tasks", lambda x, k=k: x[:, k])))
-    rows.append(("worst fifth", ["", "", "", *cells([last["eval/return_post_p20"]])]))
-    config = setup.config
+        table.append((name, cells("tasks", lambda x, k=k: x[k])))
+    worst = mean_and_spread([row["eval/return_post_p20"] for row in last])
+    table.append(("worst fifth", ["", "", "", worst]))
     terminal.table(
-        f"return on {config.tasks.held_out} held-out tasks after {last['env_steps'][0]:,} steps"
+        f"return on {config.tasks.held_out} held-out tasks after {last[0]['env_steps']:,} steps"
         + (f", mean ± std over {config.seeds} seeds" if config.seeds > 1 else ""),
         ["untrained", *STAGES.values()],
-        rows,
+        table,
     )
-    terminal.warn_if_reuse_is_off(float(last["adapt/beta_zero_share"].mean()))
+    terminal.warn_if_reuse_is_off(np.mean([row["adapt/beta_zero_share"] for row in last]))
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Returns `12.3`, or `12.3 ± 4.5` for the values of several seeds."""
+    mean = f"{np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.1f}"

@@ -1,10 +1,131 @@
 """The whole TrainState on disk, with orbax. The only file of this package that touches a disk."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+
+# Raised with every change of what a checkpoint holds.
+FORMAT = 2
+_KEEP = 3  # the newest, and two to fall back to
+
+
+class Mismatch(ValueError):
+    """A checkpoint of another run; the message names what differs."""
+
+
+class Unreadable(Exception):
+    """Every checkpoint is damaged; the message says how."""
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` found."""
+
+    state: Any
+    step: int
+    damaged: dict[int, str]  # newer checkpoints that could not be read, and why
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background; closing waits for the last.
+
+    Args:
+        folder: where they are, made if need be.
+        identity: settings by name that a state cannot be restored under other values of.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]):
+        # As read back from JSON, where a tuple is a list.
+        self._identity = json.loads(json.dumps({"format": FORMAT} | identity))
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=_KEEP, cleanup_tmp_directories=True),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "identity": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def save(self, step: int, state: Any) -> None:
+        """Begins to write a pytree of arrays, after the one before is complete.
+
+        The state may be donated as soon as this returns: until it is written there is one more
+        copy of it in host memory.
+
+        Raises:
+            OSError, ValueError: this or the save before failed; older checkpoints are untouched.
+        """
+        state = _plain(state)
+        if jax.default_backend() == "cpu":
+            # There orbax reads the arrays' own memory, and whoever is given it waits for that.
+            state = jax.tree.map(jnp.copy, state)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self._identity)
+        )
+        self._manager.save(step, args=args)
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, if anything did."""
+        self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until the last save is complete.
+
+        Raises:
+            OSError, ValueError: it failed.
+        """
+        self._manager.wait_until_finished()
+
+    def restore(self, like: Any) -> Restored:
+        """Reads the newest checkpoint that is whole.
+
+        Args:
+            like: the pytree that was saved, or its shapes (`jax.eval_shape`).
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            Mismatch: the newest readable one is of another configuration, shape or version.
+            Unreadable: none can be read.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._read(step, like)
+            except Mismatch:
+                raise
+            except Exception as error:  # whatever a torn file makes orbax raise
+                damaged[step] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            else:
+                return Restored(state, step, damaged)
+        if damaged:
+            raise Unreadable("; ".join(f"step {step}: {why}" for step, why in damaged.items()))
+        raise FileNotFoundError("no checkpoint")
+
+    def _read(self, step: int, like: Any) -> Any:
+        identity = self._manager.restore(
+            step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
+        )["identity"]
+        _same(self._identity, identity)
+        shapes = jax.eval_shape(_plain, like)
+        saved = self._manager.item_metadata(step)["state"]
+        if saved is None:
+            raise ValueError("the description of the state is missing")
+        _same(_shapes(shapes), _shapes(saved))
+        plain = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+        )["state"]
+        return jax.tree.map(
+            lambda leaf, x: jax.random.wrap_key_data(x) if _is_key(leaf) else x, like, plain
+        )
 
 
 def _is_key(leaf: Any) -> bool:
@@ -16,30 +137,16 @@ def _plain(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
 
 
-def save(folder: Path, step: int, state: Any) -> None:
-    """Writes a pytree of arrays as checkpoint `step` and waits until it is complete."""
-    with ocp.CheckpointManager(folder.absolute()) as manager:
-        manager.save(step, args=ocp.args.StandardSave(_plain(state)))
-        manager.wait_until_finished()
+def _shapes(tree: Any) -> dict[str, str]:
+    """Returns shape and type of every leaf by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
+        for path, x in leaves
+    }
 
 
-def restore(folder: Path, like: Any) -> Any:
-    """Reads the newest checkpoint.
-
-    Args:
-        folder: as given to `save`.
-        like: the pytree that was saved, or its shapes (`jax.eval_shape`).
-
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: the checkpoint has other shapes.
-    """
-    shapes = jax.eval_shape(_plain, like)
-    with ocp.CheckpointManager(folder.absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {folder}")
-        plain = manager.restore(step, args=ocp.args.StandardRestore(shapes))
-    return jax.tree.map(
-        lambda leaf, x: jax.random.wrap_key_data(x) if _is_key(leaf) else x, like, plain
-    )
+def _same(here: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in here | saved:
+        if here.get(name) != saved.get(name):
+            raise Mismatch(f"{name} is {saved.get(name)} there and {here.get(name)} here")

@@ -50,7 +50,7 @@ class CollectConfig:
 class TrainConfig:
     """The length of a run and of a cycle."""
 
-    env_steps: int = 5_000_000  # the run ends with the first cycle that reaches this
+    env_steps: int = 5_000_000  # the run ends with the first round that reaches this
     updates_per_round: int = 400  # critic steps after each round of rows * unroll steps
     rounds_per_cycle: int = 10  # rounds between two evaluations
 
@@ -123,6 +123,11 @@ class Config:
     def steps_per_round(self) -> int:
         """Environment steps of one round, over all rows."""
         return self.collect.rows * self.collect.unroll
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps of the whole run: the first whole round that reaches the number."""
+        return -(-self.train.env_steps // self.steps_per_round) * self.steps_per_round
 
     @property
     def update_to_data(self) -> float:
