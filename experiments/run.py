@@ -167,6 +167,9 @@ def logged(folder: Path) -> Iterator[None]:
         yield
     except ConfigError:
         raise
+    except RunFailed:
+        logging.exception("the run failed")
+        raise
     except Exception as error:
         logging.exception("the run failed")
         summary = str(error).strip().partition("\n")[0]
@@ -175,7 +178,8 @@ def logged(folder: Path) -> Iterator[None]:
         ) from error
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # the disk is full
+            handler.close()
 
 
 # What may change between a run and its resumption.

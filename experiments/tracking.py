@@ -1,10 +1,13 @@
 """Where results go: metrics.jsonl, which is the record, and W&B, which is a view of it."""
 
+import http.client
 import json
 import logging
 import math
 import netrc
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +21,9 @@ log = logging.getLogger("jmql")
 
 METRICS = "metrics.jsonl"
 
-# A server that does not answer must not keep a run waiting for W&B's own 90 seconds.
-_INIT_TIMEOUT = 10  # seconds
+# Seconds that a server may take to answer at all, to begin a run, and to take what is left at the
+# end. W&B's own limits are 90 seconds and none; what does not arrive stays in the run directory.
+_ANSWER_TIMEOUT, _INIT_TIMEOUT, _FINISH_TIMEOUT = 3, 10, 15
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -60,6 +64,17 @@ def _has_netrc_key() -> bool:
     try:
         return any("wandb" in host for host in netrc.netrc().hosts)
     except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _answers(url: str) -> bool:
+    """Returns whether a server says anything, be it an error."""
+    try:
+        with urllib.request.urlopen(url, timeout=_ANSWER_TIMEOUT):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, http.client.HTTPException, ValueError):
         return False
 
 
@@ -148,13 +163,25 @@ class Tracker:
                 resume="allow",
                 reinit="create_new",
                 settings=wandb.Settings(
-                    silent=True, console="off", init_timeout=_INIT_TIMEOUT, x_disable_stats=True
+                    silent=True,
+                    console="off",
+                    init_timeout=_INIT_TIMEOUT,
+                    finish_timeout=_FINISH_TIMEOUT,
+                    x_disable_stats=True,
                 ),
             )
             for names in ("eval/*", "adapt/*", "collect/*", "train/*", "time/*"):
                 run.define_metric(names, step_metric="env_steps")
             return run
 
+        if mode == "online":
+            url = wandb.setup().settings.base_url
+            if not _answers(url):
+                log.warning("W&B at %s does not answer, recording offline", url)
+                wandb.teardown()
+                mode = "offline"
+        # W&B's own process reads this when it starts; without it, it still looks for the server.
+        os.environ["WANDB_MODE"] = mode
         for seed in self._seeds:
             try:
                 self._runs.append(init(seed, mode))
@@ -163,7 +190,7 @@ class Tracker:
                     raise
                 log.warning("W&B is not reachable, recording offline: %s", error)
                 wandb.teardown()
-                mode = "offline"
+                os.environ["WANDB_MODE"] = mode = "offline"
                 self._runs.append(init(seed, mode))
         self.wandb = mode
 

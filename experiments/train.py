@@ -41,7 +41,6 @@ def train(config: RunConfig) -> int:
     else:
         setup = run.setup(config)
         folder = run.create(setup)
-    started = time.monotonic()
     again = f"make train RESUME={folder}"
     with (
         run.locked(folder),
@@ -53,34 +52,46 @@ def train(config: RunConfig) -> int:
             state = run.restore(folder, setup, checkpoints)
         except FileNotFoundError:
             state = jax.jit(setup.init)(setup.keys)
-        record = run.write_record(folder, setup.config)
         steps, total = int(state.env_steps[0]), setup.config.total_steps
         header(setup, folder, steps)
         if steps < total:
-            cycle, compile_seconds = stop.wait(compiled, setup)
-        else:
-            console.print("nothing is left to do; --train.env-steps makes the run longer")
-        with Tracker(folder, setup.config, record, steps) as tracker:
-            if steps < total:
-                save = saver(folder, setup.config, checkpoints)
-                stop.ready = True
-                steps = loop(setup, cycle, state, tracker, save, stop, compile_seconds)
-            if steps < total:
-                tracker.exit_code = SAVED
-            else:
-                rows = tracking.read(folder)[-setup.config.seeds :]
-                tracker.tasks(["task", *STAGES], per_task(setup, rows))
+            steps = go_on(setup, folder, state, checkpoints, stop)
     if steps < total:
         console.print(f"stopped by {stop.signal} and saved at {steps:,} of {total:,} steps")
         console.print(f"run: {folder} · next: {again}", soft_wrap=True)
         return SAVED
     report(setup, tracking.read(folder))
-    console.print(
-        f"finished in {terminal.human_time(time.monotonic() - started)};"
-        f" W&B: {', '.join(tracker.urls) or tracker.wandb}"
-    )
     console.print(f"run: {folder} · next: make evaluate RUN={folder}", soft_wrap=True)
     return 0
+
+
+def go_on(
+    setup: Setup, folder: Path, state: TrainState, checkpoints: Checkpoints, stop: Stop
+) -> int:
+    """Trains from a state to the end or to a signal; returns the environment steps reached."""
+    started, config = time.monotonic(), setup.config
+    record = run.write_record(folder, config)
+    cycle, compile_seconds = stop.wait(compiled, setup)
+    with Tracker(folder, config, record, int(state.env_steps[0])) as tracker:
+        save = saver(folder, config, checkpoints)
+        stop.ready = True
+        try:
+            steps = loop(setup, cycle, state, tracker, save, stop, compile_seconds)
+        except FloatingPointError as error:
+            raise RunFailed(
+                f"{error}; the last good checkpoint is {last_good(checkpoints)}, every setting is"
+                f" in {folder / 'config.json'}"
+            ) from error
+        if steps < config.total_steps:
+            tracker.exit_code = SAVED
+        else:
+            rows = tracking.read(folder)[-config.seeds :]
+            tracker.tasks(["task", *STAGES], per_task(setup, rows))
+    console.print(
+        f"trained for {terminal.human_time(time.monotonic() - started)};"
+        f" W&B: {', '.join(tracker.urls) or tracker.wandb}"
+    )
+    return steps
 
 
 def compiled(setup: Setup) -> tuple[Any, float]:
@@ -125,7 +136,8 @@ def loop(
         Environment steps of the last state, which has been saved.
 
     Raises:
-        RunFailed: a metric is not a finite number.
+        FloatingPointError: a metric is not a finite number; the message names it.
+        RunFailed: the state could not be saved.
     """
     config = setup.config
     per_round, updates = config.steps_per_round, config.train.updates_per_round
@@ -172,19 +184,19 @@ def fetched(cycle: Any, state: TrainState, rounds: int, fill: bool) -> Any:
 
 
 def refuse_nonfinite(metrics: Mapping[str, np.ndarray], config: RunConfig) -> None:
-    """Raises RunFailed that names the first metric [S, ...] that is not a finite number.
+    """Raises FloatingPointError that names the first metric [S, ...] that is not a finite number.
 
     Only `collect/return` may be NaN: where no episode ended there is no return.
     """
-    for name, values in metrics.items():
-        bad = ~np.isfinite(values.reshape(config.seeds, -1)).all(axis=1)
+    # What learns comes first: the rest follows from it.
+    for name in sorted(metrics, key=lambda name: (not name.startswith("train/"), name)):
+        bad = ~np.isfinite(metrics[name].reshape(config.seeds, -1)).all(axis=1)
         if name != "collect/return" and bad.any():
-            seed = run.seeds(config)[int(bad.argmax())]
-            raise RunFailed(
-                f"{name} is not finite for seed {seed} in the cycle that ended at"
-                f" {int(metrics['env_steps'][0]):,} steps, with td3.learning_rate"
-                f" {config.td3.learning_rate:g} and adapt.learning_rate"
-                f" {config.adapt.learning_rate:g}; the cycle is not logged"
+            raise FloatingPointError(
+                f"{name} of seed {run.seeds(config)[int(bad.argmax())]} is not finite after the"
+                f" cycle that ended at {int(metrics['env_steps'][0]):,} steps, which is not logged"
+                f" (td3.learning_rate {config.td3.learning_rate:g}, adapt.learning_rate"
+                f" {config.adapt.learning_rate:g})"
             )
 
 
@@ -211,11 +223,18 @@ def saver(folder: Path, config: RunConfig, checkpoints: Checkpoints) -> Save:
             need = terminal.human_bytes(terminal.size(kept))
             reason = str(error).strip().partition("\n")[0]
             raise RunFailed(
-                f"the state could not be saved: {reason} (a checkpoint needs up to {need}, {free}"
-                f" are free in {folder})"
+                f"the state at {steps:,} steps could not be saved (up to {need} are needed, {free}"
+                f" are free); the last good checkpoint is {last_good(checkpoints)}: make room,"
+                f" then make train RESUME={folder} ({reason})"
             ) from error
 
     return save
+
+
+def last_good(checkpoints: Checkpoints) -> str:
+    """Says which checkpoint a run can go on from."""
+    step = checkpoints.newest()
+    return "none" if step is None else f"of {step:,} steps"
 
 
 def per_task(setup: Setup, rows: Rows) -> list[list[list[Any]]]:

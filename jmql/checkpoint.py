@@ -1,6 +1,8 @@
 """The whole TrainState on disk, with orbax. The only file of this package that touches a disk."""
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -30,7 +32,9 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, written in the background; closing waits for the last.
+    """The checkpoints of one run, written in the background.
+
+    Leaving the context waits for the last save; what went wrong with it only `wait` raises.
 
     Args:
         folder: where they are, made if need be.
@@ -40,8 +44,9 @@ class Checkpoints:
     def __init__(self, folder: Path, identity: dict[str, Any]):
         # As read back from JSON, where a tuple is a list.
         self._identity = json.loads(json.dumps({"format": FORMAT} | identity))
+        self._folder = folder.absolute()
         self._manager = ocp.CheckpointManager(
-            folder.absolute(),
+            self._folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=_KEEP, cleanup_tmp_directories=True),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
@@ -53,7 +58,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        for half_written in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(half_written, ignore_errors=True)
 
     def save(self, step: int, state: Any) -> None:
         """Begins to write a pytree of arrays, after the one before is complete.
@@ -64,6 +72,7 @@ class Checkpoints:
         Raises:
             OSError, ValueError: this or the save before failed; older checkpoints are untouched.
         """
+        self.wait()
         state = _plain(state)
         if jax.default_backend() == "cpu":
             # There orbax reads the arrays' own memory, and whoever is given it waits for that.
@@ -72,6 +81,10 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self._identity)
         )
         self._manager.save(step, args=args)
+
+    def newest(self) -> int | None:
+        """Returns the step of the newest checkpoint that is complete."""
+        return self._manager.latest_step()
 
     def check(self) -> None:
         """Raises what went wrong in the background, if anything did."""

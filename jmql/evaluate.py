@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jmql import rollout, train
 from jmql.adapt import NewData, adapt
@@ -34,8 +35,8 @@ def evaluate_task(
     of history.
 
     Returns:
-        `return_pre`, `return_step1` and `return_post`, means over episodes, and the diagnostics
-        of `adapt`. [] each.
+        `return_pre`, `return_step1` and `return_post`, means over episodes, NaN for an actor
+        whose weights are not finite, and the diagnostics of `adapt`. [] each.
     """
     start_key, data_key, adapt_key, episode_key = jax.random.split(key, 4)
     num_data, num_episodes = config.adapt.episodes, config.evaluate.episodes
@@ -63,7 +64,10 @@ def evaluate_task(
     def mean_return(actor_params: Params) -> Array:
         history_length = config.evaluate.history_length or training_history
         played = play(actor_params, starts, episode_key, history_length)
-        return jnp.sum(played.transitions.reward * played.valid) / num_episodes
+        mean = jnp.sum(played.transitions.reward * played.valid) / num_episodes
+        # Weights that are not finite end episodes at once, which may look like a good return.
+        finite = jnp.isfinite(optax.tree.norm(actor_params))
+        return jnp.where(finite, mean, jnp.nan)
 
     pre, step1, post = jax.vmap(mean_return)(jax.tree.map(lambda *x: jnp.stack(x), *stages))
     return metrics | {"return_pre": pre, "return_step1": step1, "return_post": post}

@@ -13,6 +13,7 @@ import pytest
 from experiments import train as host
 from experiments.presets import RunConfig
 from experiments.run import Setup
+from experiments.stop import Stop
 from jmql import checkpoint, train
 from tests import tiny
 
@@ -88,11 +89,33 @@ def test_same_key_same_bits_and_other_key_other_bits(built, cycle):
 def test_restored_run_continues_bit_for_bit(built, cycle, tmp_path: Path):
     state, _, _ = cycle(jax.jit(built.init)(built.keys), jnp.int32(2), TRUE)
     state, _, _ = cycle(state, jnp.int32(2), FALSE)
-    checkpoint.save(tmp_path / "checkpoints", 1, state)
-    restored = checkpoint.restore(tmp_path / "checkpoints", jax.eval_shape(built.init, built.keys))
+    with checkpoint.Checkpoints(tmp_path, {}) as files:
+        files.save(1, state)
+        files.wait()
+        restored = files.restore(jax.eval_shape(built.init, built.keys)).state
     straight = cycle(state, jnp.int32(2), FALSE)
     resumed = cycle(restored, jnp.int32(2), FALSE)
     chex.assert_trees_all_equal(host_values(straight), host_values(resumed))
+
+
+def test_evaluation_leaves_training_alone(built, cycle):
+    """However often it falls: a run cut into other cycles learns the same."""
+    begin, _, _ = cycle(jax.jit(built.init)(built.keys), jnp.int32(2), TRUE)
+    once, _, _ = cycle(begin, jnp.int32(4), FALSE)
+    twice, first, _ = cycle(begin, jnp.int32(2), FALSE)
+    twice, second, _ = cycle(twice, jnp.int32(2), FALSE)
+    chex.assert_trees_all_equal(host_values(once), host_values(twice))
+    assert not np.allclose(first["eval/return_pre"], second["eval/return_pre"])
+
+
+def test_weights_that_are_not_finite_have_no_return(built, cycle):
+    """Although an episode of such actions ends at once, which may look good."""
+    state, _, _ = cycle(jax.jit(built.init)(built.keys), jnp.int32(2), TRUE)
+    broken = jax.tree.map(lambda x: x * jnp.inf, state.agent.params["actor"])
+    agent = state.agent.replace(params=state.agent.params | {"actor": broken})
+    _, metrics, _ = cycle(state.replace(agent=agent), jnp.int32(0), FALSE)
+    for stage in ("pre", "step1", "post"):
+        assert np.isnan(metrics[f"eval/return_{stage}"]).all()
 
 
 def test_seed_of_many_equals_a_lone_run(cycle):
@@ -105,7 +128,9 @@ def test_seed_of_many_equals_a_lone_run(cycle):
     three = dataclasses.replace(tiny.CONFIG, seed=3, seeds=3)
     many = run(three, jax.jit(tiny.build(three).cycle))
     second = jax.tree.map(lambda x: x[1:2], many)
-    chex.assert_trees_all_close(second, lone, rtol=1e-4, atol=1e-5)
+    # The order of sums differs. What is learned first is close; adaptation is less so.
+    chex.assert_trees_all_close(second[0], lone[0], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(second[1:], lone[1:], rtol=2e-3, atol=1e-4)
     first = jax.tree.map(lambda x: x[:1], many)
     assert not np.allclose(first[1]["eval/return_pre"], lone[1]["eval/return_pre"])
 
@@ -143,12 +168,16 @@ def test_host_fetches_once_a_cycle(built, cycle, monkeypatch):
         def log(self, rows):
             Rows.cycles += 1
 
+    saved = []
     state = jax.jit(built.init)(built.keys)
-    _, first, last = host.loop(built, cycle, state, Rows(), 0.0)
+    with Stop("") as stop:
+        steps = host.loop(
+            built, cycle, state, Rows(), lambda state, *when: saved.append(when), stop, 0.0
+        )
     # 240 steps are 6 rounds: 2 of warm-up, then two cycles of 2.
     assert len(fetched) == Rows.cycles == 3
-    assert first["env_steps"][0] == 80
-    assert last["env_steps"][0] == 240
+    assert saved == [(80, True), (160, False), (240, True)]
+    assert steps == 240
 
 
 COLLECT = {

@@ -1,0 +1,295 @@
+"""Runs that stop and go on, as a user meets them: real processes, real signals."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cli, evaluate, run, terminal, tracking, train
+from experiments.presets import RunConfig, RunFailed
+from experiments.stop import Stop
+from jmql.config import ConfigError
+from tests import tiny
+from tests.test_checkpoint import TORN
+from tests.test_cli import SMALL, command
+
+# Long enough to be caught in the middle.
+LONG = [*SMALL, "--train.env-steps", "8000", "--tracking.wandb", "disabled"]
+TRAIN = ["train", "--task", "point_goal", "--seeds", "2", *LONG]
+
+
+def rows(folder: Path) -> list[dict]:
+    """The record without what a clock says."""
+    kept = tracking.read(folder)
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in kept]
+
+
+@pytest.fixture(scope="module")
+def cwd(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("user")
+
+
+@pytest.fixture(scope="module")
+def straight(cwd) -> list[dict]:
+    """The record of a run that nothing stopped."""
+    done = command(*TRAIN, "--runs", "straight", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return rows(next(cwd.glob("straight/point_goal/*")))
+
+
+def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
+    """Starts a command in a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HOME": str(cwd)},
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} was never printed")
+
+
+def test_a_killed_run_resumes_bit_for_bit(cwd, straight):
+    """The only checkpoint is that of warm-up; rows of later cycles were written, and are redone."""
+    process = start(cwd, *TRAIN, "--runs", "killed", "--checkpoint.minutes", "60")
+    wait_for(process, "1,000/8,000")
+    process.kill()
+    process.communicate()
+    (folder,) = cwd.glob("killed/point_goal/*")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["200"]
+    assert tracking.read(folder)[-1]["env_steps"] >= 1000
+    done = command("train", "--resume", str(folder), cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "going on at 200 steps" in done.stdout
+    assert rows(folder) == straight
+
+
+def test_a_signal_saves_and_the_run_resumes_bit_for_bit(cwd, straight):
+    process = start(cwd, *TRAIN, "--runs", "stopped", "--train.env-steps", "3800")
+    wait_for(process, "600/3,800")
+    (folder,) = cwd.glob("stopped/point_goal/*")
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 33
+    assert "saving after the cycle in flight" in said
+    where = folder.relative_to(cwd)
+    assert said.strip().endswith(f"run: {where} · next: make train RESUME={where}")
+    reached = tracking.read(folder)[-1]["env_steps"]
+    assert (folder / "checkpoints" / str(reached)).exists()
+    # Ctrl-C once more on the way, then to the end.
+    process = start(cwd, "train", "--resume", str(where))
+    wait_for(process, "left")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 33
+    # To the end, which may be a later one than it was.
+    longer = ("--train.env-steps", "8000")
+    assert command("train", "--resume", str(where), *longer, cwd=cwd).returncode == 0
+    assert rows(folder) == straight
+
+
+def test_a_second_ctrl_c_exits_at_once(cwd):
+    endless = ("--train.rounds-per-cycle", "1000000", "--train.env-steps", "200000000")
+    process = start(cwd, *TRAIN, "--runs", "twice", *endless)
+    wait_for(process, "200/200,000,000")
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for(process, "saving after the cycle in flight")
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[0]
+    assert process.returncode == 1
+    assert time.monotonic() - begun < 5
+    assert "go on with: make train RESUME=" in said
+
+
+def test_a_signal_while_compiling_loses_nothing(cwd):
+    process = start(cwd, *TRAIN, "--runs", "compiling", "--td3.tau", "0.123")
+    wait_for(process, "writing to")
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 33
+    assert "Traceback" not in said
+
+
+def test_what_cannot_change_is_refused(cwd, straight, monkeypatch, capsys):
+    (folder,) = cwd.glob("straight/point_goal/*")
+    before = sorted(path.stat().st_mtime for path in folder.rglob("*"))
+    monkeypatch.chdir(cwd)
+    resume = ["train", "--resume", str(folder)]
+    for words, said in {
+        (*resume, "--td3.tau", "0.1"): "td3.tau is 0.005",
+        (*resume, "--task", "ant_dir"): "task is point_goal",
+        (*resume, "--seeds", "3"): "seeds is 2",
+        (*resume, "--tracking.wandbb", "x"): "unknown flag --tracking.wandbb",
+        ("train", "--resume", "nowhere"): "nowhere is not a run directory",
+        ("train", "--resume"): "no run directory given",
+    }.items():
+        with pytest.raises(SystemExit) as exit:
+            cli.main(words)
+        assert exit.value.code == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.splitlines()) == 1
+    assert sorted(path.stat().st_mtime for path in folder.rglob("*")) == before
+
+
+@TORN
+def test_damaged_checkpoints(cwd, straight):
+    (folder,) = cwd.glob("straight/point_goal/*")
+    newest, *_ = sorted((folder / "checkpoints").iterdir(), key=lambda path: -int(path.name))
+    (newest / "state" / "_METADATA").write_text("{")
+    done = command("train", "--resume", str(folder), cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint {newest.name} is damaged" in done.stdout
+    assert rows(folder) == straight  # the cycles since the older one were run again
+    for path in (folder / "checkpoints").iterdir():
+        (path / "state" / "_METADATA").write_text("{")
+    before = len(list((folder / "checkpoints").rglob("*")))
+    setup = run.load(folder, run.read_config(folder))
+    with (
+        run.checkpoints(folder, setup.config) as files,
+        pytest.raises(RunFailed, match="can be read: step 8000"),
+    ):
+        run.restore(folder, setup, files)
+    assert len(list((folder / "checkpoints").rglob("*"))) == before
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path):
+    with (
+        run.locked(tmp_path),
+        pytest.raises(ConfigError, match="another process"),
+        run.locked(tmp_path),
+    ):
+        pass
+    with run.locked(tmp_path):  # and the lock is gone with its holder
+        pass
+
+
+def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path, monkeypatch):
+    """Even where the random part of the name is the same twice."""
+    tokens = iter(["aaaa", "aaaa", "aaaa", "bbbb"])
+    monkeypatch.setattr(run.secrets, "token_hex", lambda _: next(tokens))
+    setup = tiny.build(dataclasses.replace(tiny.CONFIG, runs=str(tmp_path)))
+    one, two = run.create(setup), run.create(setup)
+    assert one != two
+
+
+def test_rows_past_the_step_and_a_torn_line_are_dropped(tmp_path):
+    lines = [json.dumps({"seed": seed, "env_steps": step}) for step in (1, 2, 3) for seed in (0, 1)]
+    file = tmp_path / tracking.METRICS
+    tracking.drop_rows(tmp_path, 2)  # there is none yet
+    file.write_text("\n".join(lines) + '\n{"seed": 0, "env_st')
+    tracking.drop_rows(tmp_path, 3)
+    assert file.read_text() == "\n".join(lines) + "\n"
+    tracking.drop_rows(tmp_path, 2)
+    assert file.read_text() == "\n".join(lines[:4]) + "\n"
+
+
+@pytest.mark.parametrize("name", ["train/critic_loss", "eval/return_post", "tasks/return_post"])
+def test_a_number_that_is_not_finite_ends_the_run_unlogged(name, tmp_path, monkeypatch):
+    config = dataclasses.replace(tiny.CONFIG, runs=str(tmp_path), seed=0, seeds=2)
+    config = dataclasses.replace(config, tracking=run.presets.TrackingConfig(wandb="disabled"))
+    built = tiny.build(config)
+    stages = ("return_pre", "return_step1", "return_post")
+    good = {"env_steps": np.array([80, 80]), "updates": np.array([0, 0])}
+    good |= {f"eval/{stage}": np.zeros(2) for stage in stages}
+    good |= {"train/critic_loss": np.zeros(2), "collect/return": np.array([np.nan, 0.0])}
+    of_tasks = {stage: np.zeros((2, 3)) for stage in stages}
+    calls = []
+
+    def cycle(state, rounds, warmup):
+        calls.append(1)
+        if len(calls) < 3:
+            return state, dict(good), dict(of_tasks)
+        where, key = (of_tasks, name[6:]) if name.startswith("tasks") else (good, name)
+        broken = np.array(where[key])
+        broken[1] = np.inf
+        where = where | {key: broken}
+        return state, where if "env_steps" in where else good, of_tasks | where
+
+    monkeypatch.setattr(train, "compiled", lambda setup: (cycle, 0.0))
+    monkeypatch.setattr(run, "setup", lambda config: built)
+    with pytest.raises(RunFailed, match=f"{name} of seed 1 is not finite") as error:
+        train.train(config)
+    (folder,) = tmp_path.glob("point_goal/*")
+    assert "last good checkpoint is of 80 steps" in str(error.value)
+    assert str(folder / "config.json") in str(error.value)
+    assert len(tracking.read(folder)) == 4  # two cycles of two seeds
+
+
+def test_without_its_replay_a_run_fills_it_anew(tmp_path):
+    config = dataclasses.replace(
+        tiny.CONFIG,
+        runs=str(tmp_path),
+        tracking=run.presets.TrackingConfig(wandb="disabled"),
+        checkpoint=run.presets.CheckpointConfig(replay=False),
+    )
+    setup = run.setup(config)
+    folder = run.create(setup)
+    state = jax.jit(setup.init)(setup.keys)
+    state = state.replace(
+        env_steps=state.env_steps + 160, memory=state.memory.replace(size=jnp.array([40]))
+    )
+    with run.checkpoints(folder, config) as files:
+        files.save(160, run.saved(config, state))
+        files.wait()
+        back = run.restore(folder, setup, files)
+    assert back.env_steps[0] == 160
+    assert back.memory.size[0] == 0
+    chex.assert_trees_all_equal(back.agent, state.agent)
+    assert (back.actors.env_state.step == 0).all()  # the first step of a row begins an episode
+    calls = []
+
+    def cycle(state, rounds, warmup):
+        calls.append((int(rounds), bool(warmup)))
+        nothing = {f"eval/{stage}": np.zeros(1) for stage in terminal.STAGES}
+        nothing |= {"updates": np.zeros(1), "env_steps": np.zeros(1)}
+        return state, nothing, {stage: np.zeros((1, 3)) for stage in terminal.STAGES}
+
+    class Rows:
+        def log(self, rows): ...
+
+    longer = dataclasses.replace(setup, config=tiny.changed(train={"env_steps": 400}))
+    with Stop("") as stop:
+        train.loop(longer, cycle, back, Rows(), lambda *_: None, stop, 0.0)
+    assert calls == [(2, True), (2, False), (2, False)]
+    with pytest.raises(ConfigError, match="without its replay"):
+        evaluate.evaluate(folder, 3, 0)
+
+
+def test_saving_by_the_clock(tmp_path):
+    saves = []
+
+    class Files:
+        def check(self): ...
+        def wait(self): ...
+        def save(self, step, state):
+            saves.append(step)
+
+    for minutes, expected in ((1e9, [1, 4]), (0.0, [1, 2, 3, 4])):
+        saves.clear()
+        config = RunConfig(checkpoint=run.presets.CheckpointConfig(minutes=minutes))
+        save = train.saver(tmp_path, config, Files())
+        for step, now in ((1, True), (2, False), (3, False), (4, True)):
+            save(None, step, now)
+        assert saves == expected
