@@ -17,13 +17,16 @@ class Family:
 
 
 NO_ENGINE = ("none",)
+MJX_ONLY = ("mjx",)  # what is observed, or scaled, no other engine has: see the family
 FAMILIES = {
     "ant_dir": Family("envs.ant", "AntDir", BACKENDS),
     "ant_goal": Family("envs.ant", "AntGoal", BACKENDS),
     "cheetah_dir": Family("envs.cheetah", "CheetahDir", BACKENDS),
     "cheetah_vel": Family("envs.cheetah", "CheetahVel", BACKENDS),
+    "humanoid_dir": Family("envs.humanoid", "HumanoidDir", MJX_ONLY),
     "point_goal": Family("envs.point", "PointGoal", NO_ENGINE),
     "point_sparse": Family("envs.point", "PointSparse", NO_ENGINE),
+    "walker_params": Family("envs.walker", "WalkerParams", MJX_ONLY),
 }
 
 

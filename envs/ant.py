@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from envs.base import Array, BraxEnvironment, Engine, Task
 from envs.cheetah import control_cost
 
-_STIFF = Engine(timestep=0.01, substeps=5)
-
 
 class Ant(BraxEnvironment):
     """The body, with Brax's own settings for its engines."""
@@ -21,9 +19,14 @@ class Ant(BraxEnvironment):
     engines: ClassVar = {
         "spring": Engine(timestep=0.005, substeps=10),
         "positional": Engine(timestep=0.005, substeps=10, gear=(200.0,) * 8),
-        "generalized": _STIFF,
-        "mjx": _STIFF,
+        "generalized": Engine(timestep=0.01, substeps=5),
+        "mjx": Engine(timestep=0.01, substeps=5, runge_kutta=True),
     }
+
+
+def heading(angle: Array) -> Array:
+    """Returns the unit vector [2] at an angle from the x axis (rad)."""
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
 
 class AntDir(Ant):
@@ -31,7 +34,7 @@ class AntDir(Ant):
 
     def sample_task(self, key: Array) -> Task:
         """Draws forward or backward."""
-        return {"angle": jnp.pi * jax.random.bernoulli(key).astype(jnp.float32)}
+        return {"angle": jnp.pi * jax.random.bernoulli(key).astype(float)}
 
     def sample_tasks(self, key: Array, num: int) -> Task:
         """Returns both directions in turn: the family has only two tasks."""
@@ -44,12 +47,12 @@ class AntDir(Ant):
     def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
         """Speed in the wanted direction, less the cost of control, plus 1 for being healthy."""
         velocity = (self.torso(after)[:2] - self.torso(before)[:2]) / self.dt
-        heading = jnp.stack([jnp.cos(task["angle"]), jnp.sin(task["angle"])])
-        return jnp.sum(velocity * heading) - control_cost(action, 0.5) + 1.0
+        forward = jnp.sum(velocity * heading(task["angle"]))
+        return forward - control_cost(action, 0.5) + 1.0
 
     def unhealthy(self, physics: Any) -> Array:
         """The torso is below 0.2 m or above 1 m."""
-        height = self.torso(physics)[2]
+        height = self.position(physics)[2]
         return (height < 0.2) | (height > 1.0)
 
 
@@ -61,7 +64,7 @@ class AntGoal(Ant):
         angle_key, radius_key = jax.random.split(key)
         angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi)
         radius = 3.0 * jnp.sqrt(jax.random.uniform(radius_key))
-        return {"goal": radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
+        return {"goal": radius * heading(angle)}
 
     def observe(self, physics: Any, task: Task) -> Array:
         """[29] = qpos 15, qvel 14."""

@@ -38,7 +38,7 @@ class CheetahDir(Cheetah):
 
     def sample_task(self, key: Array) -> Task:
         """Draws a direction."""
-        return {"direction": jax.random.rademacher(key, (), jnp.float32)}
+        return {"direction": jax.random.rademacher(key, (), float)}
 
     def sample_tasks(self, key: Array, num: int) -> Task:
         """Returns both directions in turn: the family has only two tasks."""

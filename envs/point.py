@@ -18,11 +18,11 @@ class PointGoal(Environment):
         angle = jax.random.uniform(key, maxval=jnp.pi)
         return {"goal": jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
 
-    def start(self, key: Array) -> Array:
+    def start(self, key: Array, task: Task) -> Array:
         """A position [2] near the origin, + U(-0.1, 0.1)."""
         return jax.random.uniform(key, (2,), minval=-0.1, maxval=0.1)
 
-    def advance(self, physics: Array, action: Array) -> Array:
+    def advance(self, physics: Array, action: Array, task: Task) -> Array:
         """Moves by at most 0.1 along each axis."""
         return physics + 0.1 * action
 

@@ -19,11 +19,11 @@ class Probe(Environment):
         """The only task, which has nothing to say."""
         return {}
 
-    def start(self, key: Array) -> Array:
+    def start(self, key: Array, task: Task) -> Array:
         """[]: how many steps were taken."""
         return jnp.zeros(())
 
-    def advance(self, physics: Array, action: Array) -> Array:
+    def advance(self, physics: Array, action: Array, task: Task) -> Array:
         """Counts the step."""
         return physics + 1.0
 
@@ -47,11 +47,11 @@ class ConstantReward(Probe):
 class ObservationReward(Probe):
     """The observation is -1 or +1 and is the reward of the only step: Q = observation."""
 
-    def start(self, key: Array) -> Array:
+    def start(self, key: Array, task: Task) -> Array:
         """[]: -1 or +1."""
         return jax.random.rademacher(key, (), jnp.float32)
 
-    def advance(self, physics: Array, action: Array) -> Array:
+    def advance(self, physics: Array, action: Array, task: Task) -> Array:
         """0, which stands for the end."""
         return jnp.zeros(())
 
@@ -147,11 +147,11 @@ class ReversedBandit(Probe):
         size = jax.random.uniform(key, (num,), minval=0.3, maxval=0.7)
         return {"goal": jnp.where(jnp.arange(num) % 8 == 7, -size, size)}
 
-    def start(self, key: Array) -> Array:
+    def start(self, key: Array, task: Task) -> Array:
         """[]: what blurs the goal over an episode, U(-0.2, 0.2)."""
         return jax.random.uniform(key, minval=-0.2, maxval=0.2)
 
-    def advance(self, physics: Array, action: Array) -> Array:
+    def advance(self, physics: Array, action: Array, task: Task) -> Array:
         """Nothing changes."""
         return physics
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def play(family: str) -> Play:
     def thin(state: EnvState) -> dict[str, jax.Array]:
         physics = state.physics
         kept = {"q": physics.q, "qd": physics.qd, "torso": physics.x.pos[:, 0]}
-        names = ("observation", "reward", "terminated", "truncated", "step")
+        names = ("observation", "reward", "terminated", "truncated", "step", "blew_up")
         return kept | {name: getattr(state, name) for name in names}
 
     @functools.partial(jax.jit, compiler_options=QUICK)
@@ -195,8 +196,7 @@ def test_ant_dir_is_healthy_between_its_bounds(height, ends):
     for family in ("ant_dir", "ant_goal"):
         played = play(family)
         physics = jax.tree.map(lambda x: x[0], played.start.physics)
-        position = physics.x.pos.at[0, 2].set(height)
-        physics = physics.replace(x=physics.x.replace(pos=position))
+        physics = physics.replace(q=physics.q.at[2].set(height))
         assert bool(played.env.unhealthy(physics)) == (ends and family == "ant_dir")
 
 
@@ -210,6 +210,8 @@ def test_physics_that_is_not_finite_ends_the_episode(family):
     with jax.numpy_rank_promotion("allow"):
         after = played.run(played.start.replace(physics=broken), played.actions)
     assert np.asarray(after["terminated"])[0].all()
+    assert np.asarray(after["blew_up"]).all()
+    assert not played.trace["blew_up"].any()
     assert not np.asarray(after["truncated"]).any()  # nor at the time limit
     assert np.isfinite(after["observation"]).all()
     np.testing.assert_array_equal(after["reward"], 0.0)
@@ -235,7 +237,8 @@ def test_reset_distribution(family):
         assert not np.asarray(flag).any()
 
 
-@pytest.mark.parametrize("backend", ["positional", "generalized", "mjx"])
+# For mjx see test_parity.
+@pytest.mark.parametrize("backend", ["positional", "generalized"])
 @pytest.mark.parametrize("family", ["cheetah_vel", "ant_dir"])
 def test_every_backend_steps(family, backend, rank_promotion):
     env = envs.make(family, backend)
@@ -300,6 +303,35 @@ def test_time_limit_is_exact(length):
     assert not np.asarray(states.terminated).any()
 
 
+class Fragile(probes.Probe):
+    """Task `steps`: how many leave the physics finite; what is seen of it is 1 / what is left."""
+
+    def sample_task(self, key):
+        return {"steps": jnp.ones(())}
+
+    def observe(self, physics, task):
+        return (1.0 / (task["steps"] + 1.0 - physics))[None]
+
+    def reward(self, before, after, action, task):
+        return after
+
+
+def test_physics_that_blew_up_is_told_from_a_task_that_ended():
+    env = Fragile(episode_length=9)
+    states = walk(env, {"steps": jnp.array(2.0)}, jnp.zeros((4, 1)))
+    np.testing.assert_array_equal(states.blew_up, [False, False, True, False])
+    np.testing.assert_array_equal(states.terminated, [False, False, True, False])
+    np.testing.assert_allclose(states.observation[:3, 0], [1 / 2, 1.0, 1.0])  # the last finite one
+    np.testing.assert_array_equal(states.reward, [1.0, 2.0, 0.0, 4.0])
+    assert not bool(env.reset(jax.random.key(0), {"steps": jnp.ones(())}).blew_up)
+    ended = walk(probes.TwoStep(), {}, jnp.zeros((2, 1)))
+    np.testing.assert_array_equal(ended.terminated, [False, True])
+    assert not np.asarray(ended.blew_up).any()
+    cut = walk(probes.Endless(episode_length=1), {}, jnp.zeros((1, 1)))
+    assert bool(cut.truncated[0])
+    assert not bool(cut.blew_up[0])
+
+
 def test_an_end_at_the_time_limit_is_an_end_only():
     for length in (1, 2, 3):  # the task ends with the second step
         env = probes.TwoStep(episode_length=length)
@@ -353,7 +385,7 @@ def test_state_that_is_not_finite_ends_the_episode():
 
 
 @pytest.mark.parametrize("family", envs.FAMILIES)
-def test_observe_task_appends_the_task(family):
+def test_observe_task_appends_the_task(family, rank_promotion):
     plain, oracle = envs.make(family), envs.make(family, observe_task=True)
     task = plain.sample_task(jax.random.key(5))
     told = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(task)])
@@ -405,6 +437,92 @@ def test_point_goals_are_uniform_on_a_half_circle(family):
     np.testing.assert_allclose((goal**2).sum(-1), 1.0, atol=1e-5)
     assert goal[:, 1].min() >= -1e-6
     assert largest_gap(np.arctan2(goal[:, 1], goal[:, 0]) / np.pi) < 0.03
+
+
+def test_humanoid_angles_are_uniform():
+    angle = draw("humanoid_dir")
+    assert angle.shape == (4000,)
+    assert angle.min() >= 0
+    assert largest_gap(angle / (2 * np.pi)) < 0.03
+
+
+def test_walker_scales_are_independent_and_uniform_in_their_logarithm():
+    env = envs.make("walker_params")
+    tasks = {k: np.asarray(v) for k, v in env.sample_tasks(jax.random.key(0), 4000).items()}
+    shapes = {"mass": (7,), "inertia": (7, 3), "damping": (9,), "friction": (8, 3)}
+    assert {name: leaf.shape[1:] for name, leaf in tasks.items()} == shapes
+    powers = []
+    for name, leaf in tasks.items():
+        power = np.log(leaf.reshape(4000, -1)) / np.log(1.3 if name == "damping" else 1.5)
+        assert np.abs(power).max() <= 3 + 1e-5
+        for column in power.T:
+            assert largest_gap(column / 6 + 0.5) < 0.04
+        powers.append(power)
+    powers = np.concatenate(powers, 1)
+    assert powers.shape == (4000, 61)
+    correlation = np.corrcoef(powers, rowvar=False) - np.eye(61)
+    assert np.abs(correlation).max() < 5 / 4000**0.5  # five standard errors
+
+
+def test_walker_scales_reach_their_parameters_and_no_other():
+    env = envs.make("walker_params")
+    task = jax.tree.map(jnp.ones_like, env.sample_task(jax.random.key(0)))
+    plain = env.system(task)
+    parameters = ("body_mass", "body_inertia", "dof_damping", "geom_friction")
+    derived = ("body_invweight0", "dof_invweight0", "body_subtreemass", "dof_M0")
+    for leaf, parameter in zip(("mass", "inertia", "damping", "friction"), parameters, strict=True):
+        factors = 1 + jnp.arange(task[leaf].size, dtype=float).reshape(task[leaf].shape) / 10
+        scaled = env.system(task | {leaf: factors})
+        for name in parameters:
+            factor = np.asarray(factors) if name == parameter else 1.0
+            rows = slice(1, None) if name.startswith("body") else slice(None)  # not the world
+            expected = np.asarray(getattr(plain, name))[rows] * factor
+            np.testing.assert_allclose(np.asarray(getattr(scaled, name))[rows], expected, rtol=1e-6)
+        for name in derived:
+            np.testing.assert_array_equal(getattr(scaled, name), getattr(plain, name))
+    friction = np.asarray(plain.geom_friction)[:, 0]
+    np.testing.assert_allclose(friction, [0.7, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 1.9], rtol=1e-6)
+
+
+def healthy(family: str, q: list[float]) -> bool:
+    """Returns whether a body whose first positions are `q` plays on."""
+    env = envs.make(family)
+    position = jnp.zeros(env._system.q_size()).at[: len(q)].set(jnp.array(q))
+    return not env.unhealthy(types.SimpleNamespace(q=position))
+
+
+@pytest.mark.parametrize(
+    ("height", "pitch", "plays_on"),
+    [
+        (1.25, 0.0, True),
+        (0.79, 0.0, False),
+        (0.81, 0.0, True),
+        (1.99, 0.0, True),
+        (2.01, 0.0, False),
+        (1.25, 0.99, True),
+        (1.25, 1.01, False),
+        (1.25, -1.01, False),
+    ],
+)
+def test_walker_is_healthy_upright(height, pitch, plays_on):
+    assert healthy("walker_params", [0.0, height, pitch]) == plays_on
+
+
+@pytest.mark.parametrize(
+    ("height", "plays_on"), [(0.99, False), (1.01, True), (1.99, True), (2.01, False)]
+)
+def test_humanoid_is_healthy_between_its_bounds(height, plays_on):
+    assert healthy("humanoid_dir", [0.0, 0.0, height]) == plays_on
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"), [("humanoid_dir", (376, 17)), ("walker_params", (17, 6))]
+)
+def test_sizes_of_what_only_mjx_runs(family, sizes, rank_promotion):
+    env = envs.make(family)
+    assert (env.observation_size, env.action_size) == sizes
+    with pytest.raises(ValueError, match=f"{family} does not run on backend 'spring'; .* on mjx"):
+        envs.make(family, "spring")
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ class Counter(Environment):
     def sample_task(self, key: Array) -> Task:
         return {"end": jnp.float32(5)}
 
-    def start(self, key: Array) -> Array:
+    def start(self, key: Array, task: Task) -> Array:
         return jnp.stack([jax.random.uniform(key), jnp.zeros(())])
 
-    def advance(self, physics: Array, action: Array) -> Array:
+    def advance(self, physics: Array, action: Array, task: Task) -> Array:
         return physics + jnp.array([0.0, 1.0])
 
     def observe(self, physics: Array, task: Task) -> Array:

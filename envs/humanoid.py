@@ -1,0 +1,59 @@
+"""Humanoid family: run in a direction (TASKS.md section 1).
+
+Contact forces are zero in MuJoCo 2.0 and later: the observation shows the zeros, so that its size
+is that of the benchmark, and the cost leaves them out. Only mjx runs it: inertias, velocities and
+motor forces as observed are MuJoCo's own, and the other engines do not keep them.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from envs.ant import heading
+from envs.base import Array, BraxEnvironment, Engine, Task
+from envs.cheetah import control_cost
+
+_TIMESTEP = 0.003
+
+
+class HumanoidDir(BraxEnvironment):
+    """Task `angle`, U[0, 2 pi]: reward is 0.25 of the centre of mass's way in that direction,
+    over the length of a physics step, - 0.1 sum a^2 + 5.
+    """
+
+    model = "humanoid.xml"
+    engines: ClassVar = {"mjx": Engine(timestep=_TIMESTEP, substeps=5, runge_kutta=True)}
+    reset_noise = 0.01
+    normal_velocity = False
+
+    def sample_task(self, key: Array) -> Task:
+        """Draws a direction."""
+        return {"angle": jax.random.uniform(key, maxval=2 * jnp.pi)}
+
+    def observe(self, physics: Any, task: Task) -> Array:
+        """[376] = qpos[2:] 22, qvel 23, and of 14 bodies, the world first: inertia 140, velocity
+        84; motor forces 23; contact forces 84.
+        """
+        velocity = self.body_velocity(physics)
+        return jnp.concatenate(
+            [
+                self.position(physics)[2:],
+                self.velocity(physics),
+                self.body_inertia(physics).ravel(),
+                velocity.ravel(),
+                self.motor_force(physics),
+                jnp.zeros(velocity.size),
+            ]
+        )
+
+    def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
+        """The way in the wanted direction, less the cost of control, plus 5 for being healthy."""
+        way = self.center_of_mass(after)[:2] - self.center_of_mass(before)[:2]
+        forward = jnp.sum(way * heading(task["angle"])) / _TIMESTEP
+        return 0.25 * forward - control_cost(self.control(action), 0.1) + 5.0
+
+    def unhealthy(self, physics: Any) -> Array:
+        """The torso is below 1 m or above 2 m."""
+        height = self.position(physics)[2]
+        return (height < 1.0) | (height > 2.0)

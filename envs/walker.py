@@ -1,0 +1,59 @@
+"""Walker family: run forward on a body of another build (TASKS.md section 1).
+
+Only mjx runs it: Brax's spring and positional engines read neither damping nor inertia.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import Array, BraxEnvironment, Engine, Task
+from envs.cheetah import control_cost
+
+_BODIES, _DOFS, _GEOMS = 7, 9, 8  # without the world; with the floor
+
+
+class WalkerParams(BraxEnvironment):
+    """Task: factors on the body's `mass` [7], `inertia` [7, 3], joint `damping` [9] and `friction`
+    [8, 3], each base^U(-3, 3), the base 1.3 for damping and 1.5 else. Reward is speed + 1 -
+    0.001 sum a^2.
+    """
+
+    model = "walker2d.xml"
+    engines: ClassVar = {"mjx": Engine(timestep=0.004, substeps=4, runge_kutta=True)}
+    reset_noise = 0.005
+    normal_velocity = False
+
+    def sample_task(self, key: Array) -> Task:
+        """Draws a body."""
+        mass_key, inertia_key, damping_key, friction_key = jax.random.split(key, 4)
+
+        def scale(key: Array, base: float, shape: tuple[int, ...]) -> Array:
+            return base ** jax.random.uniform(key, shape, minval=-3.0, maxval=3.0)
+
+        return {
+            "mass": scale(mass_key, 1.5, (_BODIES,)),
+            "inertia": scale(inertia_key, 1.5, (_BODIES, 3)),
+            "damping": scale(damping_key, 1.3, (_DOFS,)),
+            "friction": scale(friction_key, 1.5, (_GEOMS, 3)),
+        }
+
+    def system(self, task: Task) -> Any:
+        """The body of the task."""
+        return self.scaled_system(**task)
+
+    def observe(self, physics: Any, task: Task) -> Array:
+        """[17] = qpos[1:] 8, qvel within [-10, 10] 9."""
+        velocity = jnp.clip(self.velocity(physics), -10.0, 10.0)
+        return jnp.concatenate([self.position(physics)[1:], velocity])
+
+    def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
+        """Forward speed, less the cost of control, plus 1 for being healthy."""
+        speed = (self.position(after)[0] - self.position(before)[0]) / self.dt
+        return speed - control_cost(action, 0.001) + 1.0
+
+    def unhealthy(self, physics: Any) -> Array:
+        """The torso is not between 0.8 m and 2 m, or leans by 1 rad or more."""
+        _, height, pitch = self.position(physics)[:3]
+        return (height <= 0.8) | (height >= 2.0) | (jnp.abs(pitch) >= 1.0)

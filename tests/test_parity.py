@@ -1,0 +1,390 @@
+"""Physics, observations and rewards of backend mjx against native MuJoCo, from the same state.
+
+The other side is the simulator itself, stepped here, and rewards written anew in NumPy from its
+`MjData`. Each family compiles once for a precision: its rows hold different tasks.
+
+How long two simulators can agree is a property of the body. Native MuJoCo against itself, moved by
+1e-15 m: half-cheetah under random torques differs by 1e-8 to 1e-5 after 50 control steps.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+import envs
+from envs.base import Environment
+
+ASSETS = pathlib.Path(importlib.util.find_spec("gymnasium").origin).parent / "envs/mujoco/assets"
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """What TASKS says of a body, apart from `envs`."""
+
+    model: str
+    timestep: float
+    substeps: int
+    integrator: int
+    reset: float  # bound of the noise of positions
+
+    @property
+    def dt(self) -> float:
+        return self.timestep * self.substeps
+
+
+EULER, RK4 = 0, 1
+CHEETAH = Body("half_cheetah.xml", 0.01, 5, EULER, 0.1)
+ANT = Body("ant.xml", 0.01, 5, RK4, 0.1)
+HUMANOID = Body("humanoid.xml", 0.003, 5, RK4, 0.01)
+WALKER = Body("walker2d.xml", 0.004, 4, RK4, 0.005)
+BODIES = {
+    "cheetah_dir": CHEETAH,
+    "cheetah_vel": CHEETAH,
+    "ant_dir": ANT,
+    "ant_goal": ANT,
+    "humanoid_dir": HUMANOID,
+    "walker_params": WALKER,
+}
+
+
+# --- Native MuJoCo.
+
+
+def native_model(body: Body, scales: dict[str, np.ndarray] | None = None) -> mujoco.MjModel:
+    """Returns a model as the benchmark runs it, with scaled parameters where there are scales."""
+    mujoco.set_mju_user_warning(lambda message: None)
+    model = mujoco.MjModel.from_xml_path(str(ASSETS / body.model))
+    assert model.opt.integrator == body.integrator
+    model.opt.timestep = body.timestep
+    model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    # At its default tolerance native MuJoCo may stop a step of Newton early, and be 5e-7 off.
+    model.opt.tolerance = 1e-14
+    if scales is not None:  # and nothing derived from them is computed again
+        model.body_mass[1:] *= scales["mass"]
+        model.body_inertia[1:] *= scales["inertia"]
+        model.dof_damping[:] *= scales["damping"]
+        model.geom_friction[:] *= scales["friction"]
+    return model
+
+
+def center_of_mass(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    return model.body_mass @ data.xipos / model.body_mass.sum()
+
+
+def looks(model: mujoco.MjModel, data: mujoco.MjData) -> dict[str, np.ndarray]:
+    """Returns copies of what observations and rewards are made of."""
+    names = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+    found = {name: getattr(data, name).copy() for name in names}
+    return found | {"torso": data.xpos[1].copy(), "com": center_of_mass(model, data)}
+
+
+def native_play(
+    model: mujoco.MjModel, body: Body, qpos: np.ndarray, qvel: np.ndarray, actions: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Plays actions [T, A] from a state; returns what is seen then and after each step, [T+1]."""
+    data = mujoco.MjData(model)
+    data.qpos[:], data.qvel[:] = qpos, qvel
+    mujoco.mj_forward(model, data)
+    seen = [looks(model, data) | {"limbs": False}]
+    low, high = model.actuator_ctrlrange.T
+    for action in np.clip(actions, -1, 1):
+        data.ctrl[:] = low + (action + 1) / 2 * (high - low)
+        limbs = False
+        for _ in range(body.substeps):
+            mujoco.mj_step(model, data)
+            limbs |= bool((data.contact.geom > 0).all(1).any())  # 0 is the floor
+        seen.append(looks(model, data) | {"limbs": limbs})
+    return {name: np.array([s[name] for s in seen]) for name in seen[0]}
+
+
+def native_observation(family: str, s: dict[str, np.ndarray]) -> np.ndarray:
+    q, v = s["qpos"], s["qvel"]
+    flat = {name: s[name].reshape(len(q), -1) for name in ("cinert", "cvel", "cfrc_ext")}
+    parts = {
+        "cheetah_dir": (q[:, 1:], v, s["torso"]),
+        "cheetah_vel": (q[:, 1:], v, s["torso"]),
+        "ant_dir": (q[:, 2:], v),
+        "ant_goal": (q, v),
+        "humanoid_dir": (
+            *(q[:, 2:], v, flat["cinert"], flat["cvel"], s["qfrc_actuator"], flat["cfrc_ext"]),
+        ),
+        "walker_params": (q[:, 1:], np.clip(v, -10, 10)),
+    }[family]
+    return np.concatenate(parts, -1)
+
+
+def native_reward(
+    family: str, s: dict[str, np.ndarray], actions: np.ndarray, task: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Returns the reward of each step [T]; actions [T, A] as chosen."""
+    x, dt = s["qpos"][:, 0], BODIES[family].dt
+    speed = np.diff(x) / dt
+    cost = (np.clip(actions, -1, 1) ** 2).sum(-1)
+
+    def along(places: np.ndarray) -> np.ndarray:
+        way = np.diff(places[:, :2], axis=0)
+        return way[:, 0] * np.cos(task["angle"]) + way[:, 1] * np.sin(task["angle"])
+
+    if family == "cheetah_dir":
+        return task["direction"] * speed - 0.05 * cost
+    if family == "cheetah_vel":
+        return -np.abs(speed - task["velocity"]) - 0.05 * cost
+    if family == "ant_dir":
+        return along(s["torso"]) / 0.05 - 0.5 * cost + 1
+    if family == "ant_goal":
+        return -np.abs(s["torso"][1:, :2] - task["goal"]).sum(-1) - 0.1 * cost
+    if family == "humanoid_dir":
+        return 0.25 * along(s["com"]) / 0.003 - 0.1 * 0.4**2 * cost + 5
+    return speed + 1 - 0.001 * cost  # walker_params
+
+
+# --- Our environments.
+
+
+@dataclasses.dataclass
+class Play:
+    """Both simulators from the same states under the same actions."""
+
+    family: str
+    env: Environment
+    task: dict[str, np.ndarray]  # [rows, ...]
+    actions: np.ndarray  # [T, rows, A]
+    physics: object  # after reset and after each step, [T+1, rows, ...]
+    observation: np.ndarray  # [T+1, rows, O]
+    reward: np.ndarray  # [T, rows]
+    native: list[dict[str, np.ndarray]]  # of each row, [T+1, ...]
+
+
+@functools.cache
+def play(family: str, precision: int, steps: int, rows: int, reach: float = 1.2) -> Play:
+    """Plays random actions up to `reach`, so that some are clipped."""
+    body = BODIES[family]
+    with jax.enable_x64(precision == 64), jax.numpy_rank_promotion("allow"):
+        env = envs.make(family, "mjx")
+        task = env.sample_tasks(jax.random.key(0), rows)
+        if family == "walker_params":  # the first body is as built
+            task = jax.tree.map(lambda x: x.at[0].set(1.0), task)
+        actions = np.random.default_rng(0).uniform(-reach, reach, (steps, rows, env.action_size))
+
+        @jax.jit
+        def run(keys, task, actions):
+            def step(states, action):
+                states = jax.vmap(env.step)(states, action)
+                return states, states
+
+            first = jax.vmap(env.reset)(keys, task)
+            after = jax.lax.scan(step, first, actions)[1]
+            return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, after)
+
+        keys = jax.random.split(jax.random.key(1), rows)
+        actions = actions.astype(f"f{precision // 8}")
+        states = run(keys, task, jnp.asarray(actions))
+        assert states.observation.dtype == actions.dtype
+        assert states.reward.dtype == actions.dtype
+        task, observation = jax.tree.map(np.asarray, (task, states.observation))
+        q, qd = np.asarray(states.physics.q[0]), np.asarray(states.physics.qd[0])
+
+    native = []
+    for row in range(rows):
+        scales = {name: leaf[row] for name, leaf in task.items()}
+        model = native_model(body, scales if family == "walker_params" else None)
+        native.append(native_play(model, body, q[row], qd[row], actions[:, row]))
+    reward = np.asarray(states.reward[1:])
+    return Play(family, env, task, actions, states.physics, observation, reward, native)
+
+
+def errors(played: Play) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how far observations [T+1, rows] and rewards [T, rows] are from native ones."""
+    observation, reward = [], []
+    for row, seen in enumerate(played.native):
+        task = {name: leaf[row].astype(float) for name, leaf in played.task.items()}
+        expected = native_observation(played.family, seen)
+        observation.append(np.abs(played.observation[:, row] - expected).max(-1))
+        actions = played.actions[:, row].astype(float)
+        expected = native_reward(played.family, seen, actions, task)
+        reward.append(np.abs(played.reward[:, row] - expected))
+    return np.stack(observation, 1), np.stack(reward, 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "precision", "steps", "rows", "reach", "tolerance"),
+    [
+        # Gentle pushes: under hard ones native MuJoCo itself turns 1e-15 into 1e-5, see above.
+        ("cheetah_vel", 64, 50, 4, 0.4, 1e-9),
+        ("walker_params", 64, 50, 4, 1.2, 1e-9),  # the first body as built, three scaled
+        ("cheetah_vel", 32, 10, 2, 1.2, 1e-3),
+    ],
+)
+def test_observation_and_reward_are_those_of_native_mujoco(
+    family, precision, steps, rows, reach, tolerance
+):
+    played = play(family, precision, steps, rows, reach)
+    observation, reward = errors(played)
+    assert observation.max() < tolerance
+    assert reward.max() < tolerance
+    # And it was a play: what was compared moved, and by itself in each row.
+    assert (np.abs(played.observation[-1] - played.observation[0]).max(-1) > 0.1).all()
+    assert np.ptp(played.reward, axis=1).min() > 1e-3
+
+
+def test_humanoid_is_that_of_native_mujoco_until_its_limbs_touch_each_other():
+    """MJX adds 1e-6 m^2 to denominators where it finds the point of a capsule nearest to another
+    limb: contacts between limbs are a little elsewhere.
+    """
+    played = play("humanoid_dir", 64, 30, 4)
+    observation, reward = errors(played)
+    assert observation.shape == (31, 4)
+    compared = 0
+    for row, seen in enumerate(played.native):
+        same = int(np.argmax(np.append(seen["limbs"], True)))  # states before a touch
+        assert observation[:same, row].max() < 1e-9
+        assert reward[: same - 1, row].max() < 1e-9
+        compared += same
+    assert compared > 60  # of 124 states
+    assert observation.max() < 0.05
+    assert reward.max() < 0.01
+    assert (np.abs(played.observation[-1] - played.observation[0]).max(-1) > 1).all()
+
+
+def test_cheetah_dir_is_that_of_native_mujoco():
+    """The other family of a body differs in the task: no need to compile its physics again."""
+    same_body(play("cheetah_vel", 64, 50, 4, 0.4), "cheetah_dir", 1e-9, slice(None))
+
+
+def test_ant_goal_is_that_of_native_mujoco():
+    same_body(play(*ANT_PLAY), "ant_goal", 1e-9, slice(0, 1))  # one step: none is upright yet
+
+
+def same_body(played: Play, family: str, tolerance: float, steps: slice) -> None:
+    """Compares another family, task by task, on physics that were played."""
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        env = envs.make(family, "mjx")
+        task = env.sample_tasks(jax.random.key(0), len(played.native))
+        before = jax.tree.map(lambda x: x[:-1], played.physics)
+        after = jax.tree.map(lambda x: x[1:], played.physics)
+        actions = jnp.clip(jnp.asarray(played.actions), -1, 1)
+        reward = jax.vmap(jax.vmap(env.reward), (0, 0, 0, None))(before, after, actions, task)
+        observation = jax.vmap(jax.vmap(env.observe), (0, None))(played.physics, task)
+        other = dataclasses.replace(
+            played,
+            family=family,
+            task=jax.tree.map(np.asarray, task),
+            observation=np.asarray(observation),
+            reward=np.asarray(reward),
+        )
+    observation, reward = errors(other)
+    assert observation[steps].max() < tolerance
+    assert reward[steps].max() < tolerance
+
+
+# --- Ant agrees until a leg that stands nearly upright touches the ground. There the two engines
+# lay the two axes of friction differently: native MuJoCo along the capsule's axis where its third
+# component is below 0.5 of what MJX projects first. The pyramid of friction is turned with them.
+
+UPRIGHT = 3**0.5 / 2  # of the axis of a leg: its shadow on the ground is half as long
+ANT_PLAY = ("ant_dir", 64, 12, 32, 1.0)
+
+
+def contacts(row: int) -> tuple[int, int]:
+    """Returns the native steps at which ant first touches the ground, and first with a leg upright
+    and so near the ground that a stage within the step may touch it.
+    """
+    played = play(*ANT_PLAY)
+    model, early = native_model(ANT), native_model(ANT)
+    early.geom_margin[0] += 0.02  # tells of contacts 2 cm early
+    data, near = mujoco.MjData(model), mujoco.MjData(early)
+    seen = played.native[row]
+    data.qpos[:], data.qvel[:] = seen["qpos"][0], seen["qvel"][0]
+    mujoco.mj_forward(model, data)
+    touching = upright = len(played.actions)
+    for i, action in enumerate(played.actions[:, row]):
+        data.ctrl[:] = action
+        for _ in range(ANT.substeps):
+            mujoco.mj_step(model, data)
+            near.qpos[:] = data.qpos
+            mujoco.mj_forward(early, near)
+            if data.ncon:
+                touching = min(touching, i)
+            if (np.abs(near.geom_xmat[near.contact.geom[:, 1], 8]) > UPRIGHT).any():
+                upright = min(upright, i)
+    return touching, upright
+
+
+def test_ant_is_that_of_native_mujoco_until_a_leg_stands_upright_on_the_ground():
+    played = play(*ANT_PLAY)
+    observation, reward = errors(played)
+    on_ground = compared = 0
+    for row in range(len(played.native)):
+        touching, upright = contacts(row)
+        assert observation[: upright + 1, row].max() < 1e-9
+        assert reward[:upright, row].max(initial=0.0) < 1e-9
+        on_ground += max(upright - touching, 0)
+        compared += upright
+    assert compared > 40  # steps, of all rows
+    assert on_ground > 2
+
+
+def test_ant_goes_on_as_native_mujoco_in_the_mean():
+    played = play(*ANT_PLAY)
+    qpos, qvel = np.asarray(played.physics.q), np.asarray(played.physics.qd)
+    rows = range(len(played.native))
+    task = {name: leaf.astype(float) for name, leaf in played.task.items()}
+    ours = {
+        "height": qpos[-1, :, 2],
+        "way": np.linalg.norm(qpos[-1, :, :2] - qpos[0, :, :2], axis=-1),
+        "speed": np.abs(qvel[-5:]).mean((0, 2)),
+        "reward": played.reward.mean(0),
+    }
+    native = {
+        "height": [s["qpos"][-1, 2] for s in played.native],
+        "way": [np.linalg.norm(s["qpos"][-1, :2] - s["qpos"][0, :2]) for s in played.native],
+        "speed": [np.abs(s["qvel"][-5:]).mean() for s in played.native],
+        "reward": [
+            native_reward(
+                "ant_dir", played.native[row], played.actions[:, row], {"angle": task["angle"][row]}
+            ).mean()
+            for row in rows
+        ],
+    }
+    for name, values in ours.items():
+        difference = values - np.array(native[name])
+        error = difference.std() / len(difference) ** 0.5
+        assert 0 < error < 0.05 * np.abs(values).mean() + 0.05, name  # precise enough to say so
+        assert abs(difference.mean()) < 4 * error, name
+
+
+# --- Where an episode begins.
+
+
+@pytest.mark.parametrize("family", ["cheetah_vel", "ant_dir", "humanoid_dir", "walker_params"])
+def test_an_episode_begins_as_gymnasiums_does(family, monkeypatch, rank_promotion):
+    body, env = BODIES[family], envs.make(family, "mjx")
+    model = native_model(body)
+    # What is drawn, without compiling what follows from it; `play` runs the whole of a reset.
+    monkeypatch.setattr(env._pipeline, "init", lambda system, q, qd: (q, qd))
+    monkeypatch.setattr(env, "_finish_reset", lambda drawn: drawn)
+    keys = jax.random.split(jax.random.key(3), 1000)
+    tasks = env.sample_tasks(jax.random.key(4), 1000)
+    offset, velocity = map(np.asarray, jax.vmap(env.start)(keys, tasks))
+    if model.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE:
+        np.testing.assert_allclose(np.linalg.norm(offset[:, 3:7], axis=-1), 1.0, atol=1e-6)
+        offset, rest = (np.delete(x, range(3, 7), axis=-1) for x in (offset, model.qpos0))
+    else:
+        rest = model.qpos0
+    offset = offset - rest
+    assert 0.99 * body.reset < np.abs(offset).max() < body.reset + 1e-6
+    np.testing.assert_allclose(offset.std(0), body.reset / 3**0.5, rtol=0.1)
+    if body.reset == 0.1:
+        np.testing.assert_allclose(velocity.std(0), 0.1, rtol=0.1)
+        assert np.abs(velocity).max() > 0.3  # normal
+    else:
+        np.testing.assert_allclose(velocity.std(0), body.reset / 3**0.5, rtol=0.1)
+        assert 0.99 * body.reset < np.abs(velocity).max() <= body.reset
+    assert abs(np.corrcoef(offset[:, 0], velocity[:, 0])[0, 1]) < 0.15
