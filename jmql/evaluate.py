@@ -36,41 +36,46 @@ def evaluate_task(
 
     Returns:
         `return_pre`, `return_step1` and `return_post`, means over episodes, NaN for an actor
-        whose weights are not finite, and the diagnostics of `adapt`. [] each.
+        whose weights are not finite; `blew_up`, how many of these episodes ended because the
+        physics was not finite; and the diagnostics of `adapt`. [] each.
     """
     start_key, data_key, adapt_key, episode_key = jax.random.split(key, 4)
     num_data, num_episodes = config.adapt.episodes, config.evaluate.episodes
     training_history = config.network.history_length
 
-    def play(actor_params: Params, starts: Any, key: Key, history_length: int) -> NewData:
+    def play(
+        actor_params: Params, starts: Any, key: Key, history_length: int
+    ) -> tuple[NewData, Array]:
         policy = rollout.greedy(networks, actor_params)
 
-        def one(start: Any, key: Key) -> tuple[Transition, Array]:
+        def one(start: Any, key: Key) -> tuple[Transition, Array, Array]:
             return rollout.episode(env, policy, rollout.begin(env, start, history_length), key)
 
         keys = jax.random.split(key, jax.tree.leaves(starts)[0].shape[0])
-        return NewData(*jax.vmap(one)(starts, keys))
+        transitions, valid, blew_up = jax.vmap(one)(starts, keys)
+        return NewData(transitions, valid), blew_up.sum()
 
     # All starts at once, so that the physics of a reset is compiled once.
     keys = jax.random.split(start_key, num_data + num_episodes)
     starts = jax.vmap(env.reset, in_axes=(0, None))(keys, task)
     meta = agent.params["actor"]
-    data = play(meta, jax.tree.map(lambda x: x[:num_data], starts), data_key, training_history)
+    data, _ = play(meta, jax.tree.map(lambda x: x[:num_data], starts), data_key, training_history)
     adapted, metrics = adapt(config, networks, agent, data, memory, adapt_key)
 
     stages = (meta, adapted.step1.params["actor"], adapted.step2.params["actor"])
     starts = jax.tree.map(lambda x: x[num_data:], starts)
 
-    def mean_return(actor_params: Params) -> Array:
+    def mean_return(actor_params: Params) -> tuple[Array, Array]:
         history_length = config.evaluate.history_length or training_history
-        played = play(actor_params, starts, episode_key, history_length)
+        played, blew_up = play(actor_params, starts, episode_key, history_length)
         mean = jnp.sum(played.transitions.reward * played.valid) / num_episodes
         # Weights that are not finite end episodes at once, which may look like a good return.
         finite = jnp.isfinite(optax.tree.norm(actor_params))
-        return jnp.where(finite, mean, jnp.nan)
+        return jnp.where(finite, mean, jnp.nan), blew_up
 
-    pre, step1, post = jax.vmap(mean_return)(jax.tree.map(lambda *x: jnp.stack(x), *stages))
-    return metrics | {"return_pre": pre, "return_step1": step1, "return_post": post}
+    returns, blew_up = jax.vmap(mean_return)(jax.tree.map(lambda *x: jnp.stack(x), *stages))
+    named = dict(zip(("return_pre", "return_step1", "return_post"), returns, strict=True))
+    return metrics | named | {"blew_up": blew_up.sum()}
 
 
 def evaluate(
@@ -91,12 +96,14 @@ def evaluate(
 
 def summarize(per_task: Metrics) -> Metrics:
     """Reduces the metrics [K] of `evaluate` to the reported ones, [] each."""
+    blew_up = per_task["blew_up"].sum()
+    per_task = {name: value for name, value in per_task.items() if name != "blew_up"}
     summary = {
         f"{'eval' if name.startswith('return') else 'adapt'}/{name}": value.mean()
         for name, value in per_task.items()
     }
     worst = jnp.sort(per_task["return_post"])[: math.ceil(len(per_task["return_post"]) / 5)]
-    return summary | {"eval/return_post_p20": worst.mean()}
+    return summary | {"eval/return_post_p20": worst.mean(), "eval/blew_up": blew_up}
 
 
 def cycle(

@@ -27,6 +27,7 @@ class Finished(struct.PyTreeNode):
 
     return_sum: Array  # [] sum of their returns
     count: Array  # [] how many
+    blew_up: Array  # [] how many because the physics was not finite
 
 
 def greedy(networks: Networks, actor_params: Params) -> Policy:
@@ -105,7 +106,9 @@ def collect(
         late = carry.env_state.step >= cut
         truncated = (transition.truncated | late) & ~transition.terminated
         ended = transition.terminated | truncated
-        finished = Finished(jnp.where(ended, carry.episode_return, 0.0), ended)
+        finished = Finished(
+            jnp.where(ended, carry.episode_return, 0.0), ended, carry.env_state.blew_up
+        )
         reset = env.reset(reset_key, carry.env_state.task)
         fresh = begin(env, reset, len(carry.history.mask))
         carry = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, carry)
@@ -115,17 +118,23 @@ def collect(
     return carry, transitions, jax.tree.map(lambda x: x.sum(0), finished)
 
 
-def episode(env: Env, policy: Policy, start: ActorCarry, key: Key) -> tuple[Transition, Array]:
+def episode(
+    env: Env, policy: Policy, start: ActorCarry, key: Key
+) -> tuple[Transition, Array, Array]:
     """Plays one episode of one row from its start.
 
     Returns:
-        Transitions [episode_length], and which of them belong to the episode, [episode_length]
-        bool: after an early end the rest is padding.
+        Transitions [episode_length]; which of them belong to the episode, [episode_length] bool:
+        after an early end the rest is padding; and whether it ended because the physics was not
+        finite, [] bool.
     """
 
-    def step(carry: ActorCarry, key: Key) -> tuple[ActorCarry, Transition]:
-        return act(env, policy, carry, key)
+    def step(carry: ActorCarry, key: Key) -> tuple[ActorCarry, tuple[Transition, Array]]:
+        carry, transition = act(env, policy, carry, key)
+        return carry, (transition, carry.env_state.blew_up)
 
-    _, transitions = jax.lax.scan(step, start, jax.random.split(key, env.episode_length))
+    keys = jax.random.split(key, env.episode_length)
+    _, (transitions, blew_up) = jax.lax.scan(step, start, keys)
     ended = (transitions.terminated | transitions.truncated).astype(jnp.int32)
-    return transitions, jnp.cumsum(ended) - ended == 0
+    valid = jnp.cumsum(ended) - ended == 0
+    return transitions, valid, (blew_up & valid).any()

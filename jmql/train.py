@@ -68,8 +68,9 @@ def round(
         warmup: [] bool. True: random actions, short episodes, no learning.
 
     Returns:
-        The state after; `critic_loss`, `actor_loss` and `q` of the updates, and the sum
-        `return_sum` and number `episodes` of episodes that ended. [] each.
+        The state after; `critic_loss`, `actor_loss` and `q` of the updates, and of the episodes
+        that ended the sum `return_sum`, the number `episodes`, and the number `blew_up` of those
+        whose physics was not finite. [] each.
     """
     key, collect_key, learn_key = jax.random.split(state.key, 3)
     policy = rollout.exploring(
@@ -101,7 +102,11 @@ def round(
     )
     state = TrainState(agent, memory, actors, key, state.env_steps + config.steps_per_round)
     del metrics["prox_coef"]  # meta-training has none
-    ended = {"return_sum": finished.return_sum.sum(), "episodes": finished.count.sum()}
+    ended = {
+        "return_sum": finished.return_sum.sum(),
+        "episodes": finished.count.sum(),
+        "blew_up": finished.blew_up.sum(),
+    }
     return state, metrics | ended
 
 
@@ -116,8 +121,9 @@ def epoch(
     """Runs `rounds` [] rounds (a value, not a shape: one compiled program serves any number).
 
     Returns:
-        The state after, and the metrics: `train/*` means over the rounds, and `collect/return`,
-        the mean return of the episodes that ended, NaN if none did. [] each.
+        The state after, and the metrics: `train/*` means over the rounds, `collect/return`, the
+        mean return of the episodes that ended, NaN if none did, and `collect/blew_up`, how many
+        ended because the physics was not finite. [] each.
     """
 
     def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
@@ -125,8 +131,11 @@ def epoch(
         state, new = round(config, env, networks, state, warmup)
         return state, jax.tree.map(jnp.add, total, new)
 
-    names = ("critic_loss", "actor_loss", "q", "return_sum", "episodes")
+    names = ("critic_loss", "actor_loss", "q", "return_sum", "episodes", "blew_up")
     total = dict.fromkeys(names, jnp.zeros(()))
     state, total = jax.lax.fori_loop(0, rounds, body, (state, total))
     metrics = {f"train/{name}": total[name] / rounds for name in names[:3]}
-    return state, metrics | {"collect/return": total["return_sum"] / total["episodes"]}
+    return state, metrics | {
+        "collect/return": total["return_sum"] / total["episodes"],
+        "collect/blew_up": total["blew_up"],
+    }

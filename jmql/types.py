@@ -69,6 +69,8 @@ class EnvState(Protocol):
     def truncated(self) -> Array: ...  # [] bool
     @property
     def step(self) -> Array: ...  # [] int32: steps taken since the episode began
+    @property
+    def blew_up(self) -> Array: ...  # [] bool: it ended because the physics was not finite
 
 
 class Env(Protocol):

@@ -37,7 +37,7 @@ def data(built, state):
 
         return jax.vmap(one)(keys)
 
-    transitions, valid = play(jax.random.split(jax.random.key(1), 2))
+    transitions, valid, _ = play(jax.random.split(jax.random.key(1), 2))
     return adapt.NewData(transitions, valid.at[1, 5:].set(False))
 
 
@@ -180,8 +180,10 @@ def test_summary_reports_means_and_the_worst_fifth():
         "return_step1": jnp.arange(10.0) + 1,
         "return_post": jnp.arange(10.0)[::-1] + 2,
         "ess": jnp.full(10, 0.5),
+        "blew_up": jnp.arange(10),
     }
     summary = evaluate.summarize(per_task)
     assert summary["eval/return_pre"] == 4.5
     assert summary["eval/return_post_p20"] == 2.5  # the mean of 2 and 3
     assert summary["adapt/ess"] == 0.5
+    assert summary["eval/blew_up"] == 45  # a count, over all tasks

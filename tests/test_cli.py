@@ -25,6 +25,8 @@ METRICS = {
     "eval/return_step1",
     "eval/return_post",
     "eval/return_post_p20",
+    "eval/blew_up",
+    "collect/blew_up",
     "adapt/ess",
     "adapt/beta_mean",
     "adapt/beta_zero_share",

@@ -134,7 +134,7 @@ def hidden_bandit_returns(context_size: int) -> np.ndarray:
     def play(task):
         policy = rollout.greedy(nets, state.agent.params["actor"])
         start = rollout.begin(env, env.reset(jax.random.key(2), task), 5)
-        transitions, valid = rollout.episode(env, policy, start, jax.random.key(3))
+        transitions, valid, _ = rollout.episode(env, policy, start, jax.random.key(3))
         return jnp.sum(transitions.reward * valid)
 
     return np.asarray(jax.vmap(play)(tasks))

@@ -263,13 +263,39 @@ def test_warmup_is_uniform_whatever_the_policy():
     ("end", "length"), [(1, 1), (3, 3), (7, 7), (100, 7)], ids=["first", "third", "last", "limit"]
 )
 def test_episode_masks_what_comes_after_its_end(end, length):
-    steps, valid = jax.jit(lambda start, key: rollout.episode(ENV, random_policy, start, key))(
-        begin(end), jax.random.key(1)
-    )
+    steps, valid, blew_up = jax.jit(
+        lambda start, key: rollout.episode(ENV, random_policy, start, key)
+    )(begin(end), jax.random.key(1))
     assert valid.shape == steps.reward.shape == (7,)
+    assert not blew_up
     np.testing.assert_array_equal(valid, np.arange(7) < length)
     assert float(jnp.sum(steps.reward * valid)) == length * (length + 1) / 2
     assert bool(steps.terminated[length - 1]) == (end <= 7)
     assert bool(steps.truncated[length - 1]) == (end > 7)
     np.testing.assert_array_equal(steps.observation[:length, 1], np.arange(length))
     np.testing.assert_array_equal(steps.observation[0], begin(end).env_state.observation)
+
+
+class Fragile(Counter):
+    """Its reward is infinite at the third step."""
+
+    step = Environment.step
+
+    def reward(self, before: Array, after: Array, action: Array, task: Task) -> Array:
+        return 1.0 / (3.0 - after[1])
+
+
+def test_physics_that_blows_up_is_counted_and_not_recorded():
+    env = Fragile()
+    start = rollout.begin(env, env.reset(jax.random.key(0), {"end": jnp.float32(100)}), H)
+    collect = jax.jit(
+        lambda: rollout.collect(env, random_policy, start, jax.random.key(1), 8, NEVER)
+    )
+    carry, steps, finished = collect()
+    assert (finished.blew_up, finished.count) == (2, 2)
+    np.testing.assert_array_equal(np.flatnonzero(steps.terminated), [2, 5])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((steps, carry.history)))
+    play = jax.jit(lambda: rollout.episode(env, random_policy, start, jax.random.key(1)))
+    _, valid, blew_up = play()
+    assert blew_up
+    assert valid.sum() == 3
