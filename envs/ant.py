@@ -3,12 +3,13 @@
 Contact forces are left out of observations and costs: they are zero in MuJoCo 2.0 and later.
 """
 
+import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, BraxEnvironment, Engine, Task
+from envs.base import Array, BraxEnvironment, Engine, Ranges, Task
 from envs.cheetah import control_cost
 
 
@@ -32,11 +33,11 @@ def heading(angle: Array) -> Array:
 class AntDir(Ant):
     """Task `angle`, 0 or pi: reward is the torso's speed that way - 0.5 sum a^2 + 1."""
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws forward or backward."""
         return {"angle": jnp.pi * jax.random.bernoulli(key).astype(float)}
 
-    def sample_tasks(self, key: Array, num: int) -> Task:
+    def sample_tasks(self, key: Array, num: int, ranges: Ranges | None = None) -> Task:
         """Returns both directions in turn: the family has only two tasks."""
         return {"angle": jnp.resize(jnp.array([0.0, jnp.pi]), (num,))}
 
@@ -57,13 +58,20 @@ class AntDir(Ant):
 
 
 class AntGoal(Ant):
-    """Task `goal` [2], uniform in a disc of radius 3 m: reward -L1 distance - 0.1 sum a^2."""
+    """Task `goal` [2], uniform in a disc of radius 3 m: reward -L1 distance - 0.1 sum a^2.
 
-    def sample_task(self, key: Array) -> Task:
+    The ranges `radius` (m) and `angle` (rad) cut a sector or a ring out of the disc.
+    """
+
+    ranges: ClassVar = {"radius": (0.0, 3.0), "angle": (0.0, 2 * math.pi)}
+    splits: ClassVar = {"ood": ({"radius": (0.0, 2.0)}, {"radius": (2.0, 3.0)})}
+
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a goal."""
         angle_key, radius_key = jax.random.split(key)
-        angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi)
-        radius = 3.0 * jnp.sqrt(jax.random.uniform(radius_key))
+        angle = jax.random.uniform(angle_key, minval=ranges["angle"][0], maxval=ranges["angle"][1])
+        low, high = ranges["radius"]  # uniform in area, so the square of the radius is uniform
+        radius = jnp.sqrt(jax.random.uniform(radius_key, minval=low**2, maxval=high**2))
         return {"goal": radius * heading(angle)}
 
     def observe(self, physics: Any, task: Task) -> Array:

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import pathlib
 import warnings
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -22,6 +23,7 @@ from flax import struct
 
 Array = jax.Array
 Task = dict[str, Array]
+Ranges = Mapping[str, tuple[float, float]]  # what a parameter of a task is drawn from
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 
@@ -48,18 +50,31 @@ class Environment(abc.ABC):
     """
 
     action_size: int
+    ranges: ClassVar[Ranges] = {}  # the benchmark's own
+    splits: ClassVar[dict[str, tuple[Ranges, Ranges]]] = {}  # by name: of training, of held-out
 
     def __init__(self, episode_length: int = 200, observe_task: bool = False):
         self.episode_length = episode_length
         self._observe_task = observe_task
 
     @abc.abstractmethod
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
+        """Draws one task, its parameters from `ranges`, all of which are given."""
+
     def sample_task(self, key: Array) -> Task:
         """Draws one task of the family."""
+        return self.draw_task(key, self.ranges)
 
-    def sample_tasks(self, key: Array, num: int) -> Task:
-        """Draws `num` tasks; every leaf has a leading axis of that length."""
-        return jax.vmap(self.sample_task)(jax.random.split(key, num))
+    def sample_tasks(self, key: Array, num: int, ranges: Ranges | None = None) -> Task:
+        """Draws `num` tasks; every leaf has a leading axis of that length.
+
+        Args:
+            key: for the draw.
+            num: how many.
+            ranges: of some of the parameters, in place of the benchmark's.
+        """
+        whole = {**self.ranges, **(ranges or {})}
+        return jax.vmap(lambda key: self.draw_task(key, whole))(jax.random.split(key, num))
 
     @abc.abstractmethod
     def start(self, key: Array, task: Task) -> Any:

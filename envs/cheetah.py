@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, BraxEnvironment, Engine, Task
+from envs.base import Array, BraxEnvironment, Engine, Ranges, Task
 
 # Brax's own settings of this model: its penalty-based engines need short steps and softer motors.
 _SOFT = Engine(timestep=0.003125, substeps=16, gear=(120.0, 90.0, 60.0, 120.0, 100.0, 100.0))
@@ -36,11 +36,11 @@ def control_cost(action: Array, weight: float) -> Array:
 class CheetahDir(Cheetah):
     """Task `direction`, -1 or +1: reward is the speed that way - 0.05 sum a^2."""
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a direction."""
         return {"direction": jax.random.rademacher(key, (), float)}
 
-    def sample_tasks(self, key: Array, num: int) -> Task:
+    def sample_tasks(self, key: Array, num: int, ranges: Ranges | None = None) -> Task:
         """Returns both directions in turn: the family has only two tasks."""
         return {"direction": jnp.resize(jnp.array([-1.0, 1.0]), (num,))}
 
@@ -50,11 +50,22 @@ class CheetahDir(Cheetah):
 
 
 class CheetahVel(Cheetah):
-    """Task `velocity`, U[0, 3] m/s: reward is -|speed - velocity| - 0.05 sum a^2."""
+    """Task `velocity`, U[0, 3] m/s: reward is -|speed - velocity| - 0.05 sum a^2.
 
-    def sample_task(self, key: Array) -> Task:
+    The splits `medium` and `hard` are the published ones.
+    """
+
+    ranges: ClassVar = {"velocity": (0.0, 3.0)}
+    splits: ClassVar = {
+        "ood": ({"velocity": (0.0, 2.5)}, {"velocity": (2.5, 3.0)}),
+        "medium": ({"velocity": (0.0, 2.5)}, {"velocity": (2.5, 3.0)}),
+        "hard": ({"velocity": (0.0, 1.5)}, {"velocity": (2.5, 3.0)}),
+    }
+
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a target velocity."""
-        return {"velocity": jax.random.uniform(key, maxval=3.0)}
+        low, high = ranges["velocity"]
+        return {"velocity": jax.random.uniform(key, minval=low, maxval=high)}
 
     def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
         """Distance from the wanted speed and cost of control, both negative."""

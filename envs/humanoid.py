@@ -5,13 +5,14 @@ is that of the benchmark, and the cost leaves them out. Only mjx runs it: inerti
 motor forces as observed are MuJoCo's own, and the other engines do not keep them.
 """
 
+import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from envs.ant import heading
-from envs.base import Array, BraxEnvironment, Engine, Task
+from envs.base import Array, BraxEnvironment, Engine, Ranges, Task
 from envs.cheetah import control_cost
 
 _TIMESTEP = 0.003
@@ -22,14 +23,19 @@ class HumanoidDir(BraxEnvironment):
     over the length of a physics step, - 0.1 sum a^2 + 5.
     """
 
+    ranges: ClassVar = {"angle": (0.0, 2 * math.pi)}
+    splits: ClassVar = {
+        "ood": ({"angle": (0.0, 1.5 * math.pi)}, {"angle": (1.5 * math.pi, 2 * math.pi)})
+    }
     model = "humanoid.xml"
     engines: ClassVar = {"mjx": Engine(timestep=_TIMESTEP, substeps=5, runge_kutta=True)}
     reset_noise = 0.01
     normal_velocity = False
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a direction."""
-        return {"angle": jax.random.uniform(key, maxval=2 * jnp.pi)}
+        low, high = ranges["angle"]
+        return {"angle": jax.random.uniform(key, minval=low, maxval=high)}
 
     def observe(self, physics: Any, task: Task) -> Array:
         """[376] = qpos[2:] 22, qvel 23, and of 14 bodies, the world first: inertia 140, velocity

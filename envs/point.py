@@ -1,21 +1,27 @@
 """A point that walks in the plane towards a hidden goal: no engine, seconds to train."""
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, Environment, Task
+from envs.base import Array, Environment, Ranges, Task
 
 
 class PointGoal(Environment):
     """Task `goal` [2], on the half circle of radius 1 above the start: reward -distance."""
 
     action_size = 2
+    ranges: ClassVar = {"angle": (0.0, math.pi)}
+    splits: ClassVar = {
+        "ood": ({"angle": (0.0, 0.75 * math.pi)}, {"angle": (0.75 * math.pi, math.pi)})
+    }
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a goal."""
-        angle = jax.random.uniform(key, maxval=jnp.pi)
+        low, high = ranges["angle"]
+        angle = jax.random.uniform(key, minval=low, maxval=high)
         return {"goal": jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
 
     def start(self, key: Array, task: Task) -> Array:

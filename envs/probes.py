@@ -7,7 +7,7 @@ rewards under the best policy, `discount` its factor for one step.
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, Environment, Task
+from envs.base import Array, Environment, Ranges, Task
 
 
 class Probe(Environment):
@@ -15,7 +15,7 @@ class Probe(Environment):
 
     action_size = 1
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """The only task, which has nothing to say."""
         return {}
 
@@ -112,11 +112,11 @@ class HiddenBandit(Probe):
     policy that sees nothing earns on one goal it loses on the other.
     """
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a goal."""
         return {"goal": jax.random.rademacher(key, (), jnp.float32)}
 
-    def sample_tasks(self, key: Array, num: int) -> Task:
+    def sample_tasks(self, key: Array, num: int, ranges: Ranges | None = None) -> Task:
         """Returns both goals in turn."""
         return {"goal": jnp.resize(jnp.array([-1.0, 1.0]), (num,))}
 
@@ -135,14 +135,14 @@ class ReversedBandit(Probe):
     so that replay weighted by it teaches the minority's action, and unweighted replay does not.
     """
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a goal, one in eight of the minority."""
         kind_key, size_key = jax.random.split(key)
         minority = jax.random.bernoulli(kind_key, 1 / 8)
         size = jax.random.uniform(size_key, minval=0.3, maxval=0.7)
         return {"goal": jnp.where(minority, -size, size)}
 
-    def sample_tasks(self, key: Array, num: int) -> Task:
+    def sample_tasks(self, key: Array, num: int, ranges: Ranges | None = None) -> Task:
         """Returns seven tasks of the majority, then one of the minority, and so on."""
         size = jax.random.uniform(key, (num,), minval=0.3, maxval=0.7)
         return {"goal": jnp.where(jnp.arange(num) % 8 == 7, -size, size)}

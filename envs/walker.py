@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, BraxEnvironment, Engine, Task
+from envs.base import Array, BraxEnvironment, Engine, Ranges, Task
 from envs.cheetah import control_cost
 
 _BODIES, _DOFS, _GEOMS = 7, 9, 8  # without the world; with the floor
@@ -18,19 +18,27 @@ class WalkerParams(BraxEnvironment):
     """Task: factors on the body's `mass` [7], `inertia` [7, 3], joint `damping` [9] and `friction`
     [8, 3], each base^U(-3, 3), the base 1.3 for damping and 1.5 else. Reward is speed + 1 -
     0.001 sum a^2.
+
+    The range `exponent` is of the exponent's size; its sign is drawn apart.
     """
+
+    ranges: ClassVar = {"exponent": (0.0, 3.0)}
+    splits: ClassVar = {"ood": ({"exponent": (0.0, 2.0)}, {"exponent": (2.0, 3.0)})}
 
     model = "walker2d.xml"
     engines: ClassVar = {"mjx": Engine(timestep=0.004, substeps=4, runge_kutta=True)}
     reset_noise = 0.005
     normal_velocity = False
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a body."""
         mass_key, inertia_key, damping_key, friction_key = jax.random.split(key, 4)
 
         def scale(key: Array, base: float, shape: tuple[int, ...]) -> Array:
-            return base ** jax.random.uniform(key, shape, minval=-3.0, maxval=3.0)
+            size_key, sign_key = jax.random.split(key)
+            low, high = ranges["exponent"]
+            size = jax.random.uniform(size_key, shape, minval=low, maxval=high)
+            return base ** (size * jax.random.rademacher(sign_key, shape, size.dtype))
 
         return {
             "mass": scale(mass_key, 1.5, (_BODIES,)),

@@ -12,18 +12,20 @@ from experiments import run, terminal
 from experiments.run import Setup
 from experiments.terminal import STAGES, console
 from jmql import evaluate as algorithm
-from jmql.config import ConfigError
+from jmql.config import ConfigError, Ranges
 
 _CHUNK = 32  # tasks adapted side by side, each with an agent of its own
 
 
-def evaluate(folder: Path, num_tasks: int, seed: int) -> None:
+def evaluate(folder: Path, num_tasks: int, seed: int, split: str = "", ranges: Ranges = ()) -> None:
     """Draws tasks, adapts to each, prints the returns and appends them to evaluations.jsonl.
 
     Args:
         folder: a run directory.
         num_tasks: how many tasks.
         seed: of the tasks and episodes; the same seed gives the same numbers.
+        split: whose held-out ranges the tasks are drawn from; empty is as the run's were.
+        ranges: of some parameters, in place of those.
 
     Raises:
         ConfigError: the folder is not a finished run, or a value cannot work.
@@ -36,11 +38,16 @@ def evaluate(folder: Path, num_tasks: int, seed: int) -> None:
             f"{folder} was saved without its replay (checkpoint.replay False);"
             " adaptation needs one: valid are runs that saved it"
         )
+    task = setup.config.task
+    of_split = run.split(setup.env, task, split)[1] if split else setup.held_out_ranges
+    drawn = of_split | run.explicit(setup.env, task, ranges)
     with run.logged(folder):
-        _evaluate(folder, setup, num_tasks, seed)
+        _evaluate(folder, setup, num_tasks, seed, drawn)
 
 
-def _evaluate(folder: Path, setup: Setup, num_tasks: int, seed: int) -> None:
+def _evaluate(
+    folder: Path, setup: Setup, num_tasks: int, seed: int, ranges: dict[str, tuple[float, float]]
+) -> None:
     with run.checkpoints(folder, setup.config) as checkpoints:
         try:
             state = run.restore(folder, setup, checkpoints)
@@ -50,7 +57,7 @@ def _evaluate(folder: Path, setup: Setup, num_tasks: int, seed: int) -> None:
             ) from None
     # Apart from the keys of training, whose tasks come from jax.random.key(tasks.seed).
     task_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), num_tasks))
-    tasks = setup.env.sample_tasks(task_key, num_tasks)
+    tasks = setup.env.sample_tasks(task_key, num_tasks, ranges)
     size = min(num_tasks, _CHUNK)
     chunks = -(-num_tasks // size)
 
@@ -75,7 +82,8 @@ def _evaluate(folder: Path, setup: Setup, num_tasks: int, seed: int) -> None:
     steps = int(state.env_steps[0])
     with (folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         for i, trained in enumerate(run.seeds(setup.config)):
-            row = {"seed": trained, "env_steps": steps, "num_tasks": num_tasks, "task_seed": seed}
+            row: dict[str, Any] = {"seed": trained, "env_steps": steps, "num_tasks": num_tasks}
+            row |= {"task_seed": seed, "ranges": ranges}
             row |= {name: float(value[i]) for name, value in sorted(summary.items())}
             row |= {f"tasks/{stage}": per_task[stage][i].tolist() for stage in STAGES}
             file.write(json.dumps(row) + "\n")

@@ -49,6 +49,7 @@ class RunConfig(Config):
     seed: int = 0  # of the first run
     seeds: int = 1  # runs side by side in one process, with seeds seed, seed + 1, ...
     runs: str = "runs"  # folder that holds run directories
+    split: str = "iid"  # how training and held-out tasks differ: iid, ood, or one of the family's
     observe_task: bool = False  # baseline: the observation shows the task (an oracle)
     resume: str = ""  # a run directory: go on where it stopped
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -98,6 +99,32 @@ _PAPER: dict[str, dict[str, Any]] = {
         adapt=AdaptConfig(step1_updates=10, step2_updates=150, batch_multiple=1),
         evaluate=EvaluateConfig(episodes=2, history_length=200),
         tasks=TaskConfig(train=150, held_out=30),
+    ),
+    "humanoid_dir": dict(
+        network=NetworkConfig(context_size=20, history_length=15),
+        td3=TD3Config(learning_rate=3e-4, policy_delay=3, target_noise=0.3),
+        collect=CollectConfig(
+            rows=100,
+            unroll=20,
+            exploration_noise=0.2,
+            warmup_steps=100_000,
+            replay_capacity=500_000,
+        ),
+        train=TrainConfig(updates_per_round=5000, rounds_per_cycle=5),
+        propensity=PropensityConfig(0.1, 2.0, observation=True, recent_per_task=2000),
+        adapt=AdaptConfig(step1_updates=5, step2_updates=15, batch_multiple=5),
+        evaluate=EvaluateConfig(episodes=2, history_length=200),
+        tasks=TaskConfig(train=100, held_out=30),
+    ),
+    "walker_params": dict(
+        network=NetworkConfig(context_size=30, history_length=10),
+        td3=TD3Config(learning_rate=8e-4, policy_delay=3, target_noise=0.2),
+        collect=CollectConfig(rows=40, unroll=25, exploration_noise=0.2, warmup_steps=80_000),
+        train=TrainConfig(updates_per_round=200, rounds_per_cycle=10),
+        propensity=PropensityConfig(0.06, 1.1, observation=True, recent_per_task=4000),
+        adapt=AdaptConfig(step1_updates=10, step2_updates=400, batch_multiple=5),
+        evaluate=EvaluateConfig(episodes=2),
+        tasks=TaskConfig(train=40, held_out=10),
     ),
 }
 # The reference's classifier neither balances its classes nor scales its features.
@@ -176,5 +203,10 @@ def from_dict(default: Any, values: dict[str, Any]) -> Any:
         if dataclasses.is_dataclass(old):
             changes[name] = from_dict(old, value)
         else:
-            changes[name] = tuple(value) if isinstance(value, list) else value
+            changes[name] = _tuples(value)
     return dataclasses.replace(default, **changes)
+
+
+def _tuples(value: Any) -> Any:
+    """Returns what JSON made a list as the tuple that it was."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

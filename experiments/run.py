@@ -48,6 +48,7 @@ class Setup:
     networks: Networks
     train_tasks: Task  # leaves [config.tasks.train, ...]
     held_out: Task  # leaves [K, ...]
+    held_out_ranges: dict[str, tuple[float, float]]  # what they were drawn from
 
     def init(self, keys: jax.Array) -> Any:
         """Returns the TrainState of every seed, leaves [S, ...], for keys [S]."""
@@ -87,15 +88,49 @@ def setup(run: RunConfig) -> Setup:
         env = envs.make(run.task, run.backend, observe_task=run.observe_task)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    train_ranges, held_out_ranges = split(env, run.task, run.split)
+    train_ranges |= explicit(env, run.task, run.tasks.train_ranges)
+    held_out_ranges |= explicit(env, run.task, run.tasks.held_out_ranges)
     # One key for both draws, so that no held-out task is a training task (but see `-dir`).
     train_key, held_out_key = jax.random.split(jax.random.key(run.tasks.seed))
     return Setup(
         run,
         env,
         networks.make(run.network, env.action_size),
-        env.sample_tasks(train_key, run.tasks.train),
-        env.sample_tasks(held_out_key, run.tasks.held_out),
+        env.sample_tasks(train_key, run.tasks.train, train_ranges),
+        env.sample_tasks(held_out_key, run.tasks.held_out, held_out_ranges),
+        held_out_ranges,
     )
+
+
+def split(env: Environment, task: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the ranges of training and of held-out tasks under a named split.
+
+    Raises:
+        ConfigError: the family has no such split.
+    """
+    known = {"iid": ({}, {}), **env.splits}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{task} has no split {name!r}; {hint}valid: {', '.join(known)}")
+    train, held_out = known[name]
+    return dict(train), dict(held_out)
+
+
+def explicit(env: Environment, task: str, ranges: config.Ranges) -> dict[str, Any]:
+    """Returns ranges as they are set by hand.
+
+    Raises:
+        ConfigError: the family has no such parameter, or a range is empty.
+    """
+    for name, low, high in ranges:
+        if name not in env.ranges:
+            valid = ", ".join(env.ranges) or "none, for its tasks are a fixed few"
+            raise ConfigError(f"{task} draws no {name!r}; valid: {valid}")
+        if not low < high < float("inf"):
+            raise ConfigError(f"the range of {name} is {low:g} to {high:g}; it must rise")
+    return {name: (low, high) for name, low, high in ranges}
 
 
 def create(setup: Setup) -> Path:

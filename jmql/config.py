@@ -12,6 +12,9 @@ class ConfigError(ValueError):
     """A value that cannot work; the message names the field, the value and what is valid."""
 
 
+Ranges = tuple[tuple[str, float, float], ...]
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of the actor, the critic and their context encoders."""
@@ -98,6 +101,8 @@ class TaskConfig:
     train: int = 2  # training tasks
     held_out: int = 2  # K
     seed: int = 0
+    train_ranges: Ranges = ()  # (parameter, low, high): what training tasks are drawn from
+    held_out_ranges: Ranges = ()  # the same for held-out tasks; empty: as the split says
 
 
 @dataclass(frozen=True)

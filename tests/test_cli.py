@@ -111,7 +111,8 @@ def test_evaluate_takes_any_number_of_fresh_tasks(finished):
     (run,) = cwd.glob("runs/point_goal/*")
     # One more than fits side by side: the second chunk is filled up, and cut.
     count = 33
-    done = command("evaluate", "--run", str(run), "--num-tasks", str(count), cwd=cwd)
+    words = ("--num-tasks", str(count), "--split", "ood")
+    done = command("evaluate", "--run", str(run), *words, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = [json.loads(x) for x in (run / "evaluations.jsonl").read_text().splitlines()]
@@ -119,6 +120,7 @@ def test_evaluate_takes_any_number_of_fresh_tasks(finished):
     assert all(len(row["tasks/return_post"]) == count for row in rows)
     assert all(np.isclose(np.mean(r["tasks/return_pre"]), r["eval/return_pre"]) for r in rows)
     assert f"{count} fresh held-out tasks" in done.stdout
+    assert rows[0]["ranges"] == {"angle": [0.75 * np.pi, np.pi]}
 
 
 TRAIN = ("train", "--task", "point_goal")
@@ -128,6 +130,7 @@ MISTAKES = {
     ("train",): "no task given; valid: ant_dir",
     ("train", "--task", "ant_dri"): "did you mean ant_dir?",
     (*TRAIN, "--profile", "quik"): "did you mean quick?",
+    ("train", "--task", "humanoid_dir"): "unknown profile of humanoid_dir 'quick'; valid: paper",
     (*TRAIN, "--profile", "paper"): "unknown profile of point_goal 'paper'; valid: quick",
     (*TRAIN, "--backend", "spring"): "unknown backend of point_goal 'spring'; valid: none",
     ("train", "--task", "ant_dir", "--backend", "sprin"): "did you mean spring?",
@@ -140,6 +143,10 @@ MISTAKES = {
     (*TRAIN, "--tasks.held-out", "0"): "tasks.held_out is 0; it must be at least 1",
     (*TRAIN, "--network.history-length", "9999"): "network.history_length is 9999",
     (*TRAIN, "--seeds", "0"): "seeds is 0",
+    (*TRAIN, "--split", "odd"): "point_goal has no split 'odd'; did you mean ood? valid: iid, ood",
+    ("train", "--task", "cheetah_dir", "--split", "ood"): "no split 'ood'; valid: iid",
+    (*TRAIN, "--tasks.train-ranges", "angel", "0", "1"): "draws no 'angel'; valid: angle",
+    (*TRAIN, "--tasks.held-out-ranges", "angle", "1", "1"): "angle is 1 to 1; it must rise",
     (*TRAIN, "--seed", "-1"): "seed is -1",
     ("evaluate",): "--run",
     ("evaluate", "--run", "nowhere"): "nowhere is not a run directory",
@@ -206,7 +213,8 @@ def test_every_preset_is_valid(profile):
 
 def test_paper_presets_have_the_reference_update_to_data_ratio():
     ratios = {task: presets.preset(task, "paper").update_to_data for task in presets.tasks("paper")}
-    assert ratios == {"cheetah_dir": 2.5, "cheetah_vel": 1.0, "ant_dir": 1.0, "ant_goal": 0.2}
+    dirs = {"cheetah_dir": 2.5, "ant_dir": 1.0, "humanoid_dir": 2.5}
+    assert ratios == dirs | {"cheetah_vel": 1.0, "ant_goal": 0.2, "walker_params": 0.2}
 
 
 def test_numbers_for_people():

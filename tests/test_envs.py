@@ -306,7 +306,7 @@ def test_time_limit_is_exact(length):
 class Fragile(probes.Probe):
     """Task `steps`: how many leave the physics finite; what is seen of it is 1 / what is left."""
 
-    def sample_task(self, key):
+    def draw_task(self, key, ranges):
         return {"steps": jnp.ones(())}
 
     def observe(self, physics, task):
@@ -584,3 +584,35 @@ envs.make("ant_goal", "mjx").observation_size
     done = python(code, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []  # no MUJOCO_LOG.TXT
+
+
+# What of a task a range is about.
+DRAWN = {
+    "cheetah_vel": {"velocity": lambda task: task["velocity"]},
+    "ant_goal": {
+        "radius": lambda task: np.hypot(*task["goal"].T),
+        "angle": lambda task: np.arctan2(task["goal"][:, 1], task["goal"][:, 0]) % (2 * np.pi),
+    },
+    "humanoid_dir": {"angle": lambda task: task["angle"]},
+    "walker_params": {
+        "exponent": lambda task: np.abs(np.log(task["mass"]) / np.log(1.5)).ravel(),
+    },
+    "point_goal": {"angle": lambda task: np.arctan2(task["goal"][:, 1], task["goal"][:, 0])},
+}
+
+
+@pytest.mark.parametrize("family", DRAWN)
+def test_ranges_and_splits_of_continuous_families(family):
+    env = envs.make(family)
+    assert env.ranges.keys() == DRAWN[family].keys()
+    some = {name: (low + 0.2, low + 0.7 * (high - low)) for name, (low, high) in env.ranges.items()}
+    for ranges in (some, *(half for halves in env.splits.values() for half in halves)):
+        tasks = env.sample_tasks(jax.random.key(0), 300, ranges)
+        tasks = {name: np.asarray(leaf) for name, leaf in tasks.items()}
+        for name, (low, high) in {**env.ranges, **ranges}.items():
+            drawn, slack = DRAWN[family][name](tasks), 0.03 * (high - low)
+            assert low - 1e-4 <= drawn.min() < low + 3 * slack + (0.3 if name == "radius" else 0)
+            assert high - slack < drawn.max() <= high + 1e-4
+    for train, held_out in env.splits.values():
+        (name,) = train
+        assert train[name][1] <= held_out[name][0]  # they do not overlap

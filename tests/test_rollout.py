@@ -27,7 +27,7 @@ class Counter(Environment):
     def __init__(self):
         super().__init__(episode_length=7)
 
-    def sample_task(self, key: Array) -> Task:
+    def draw_task(self, key: Array, ranges: object) -> Task:
         return {"end": jnp.float32(5)}
 
     def start(self, key: Array, task: Task) -> Array:

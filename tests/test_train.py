@@ -12,7 +12,7 @@ import pytest
 
 from experiments import train as host
 from experiments.presets import RunConfig
-from experiments.run import Setup
+from experiments.run import Setup, setup
 from experiments.stop import Stop
 from jmql import checkpoint, train
 from tests import tiny
@@ -149,6 +149,33 @@ def test_held_out_tasks_are_not_training_tasks(built):
     train_goals, held_out = built.train_tasks["goal"], built.held_out["goal"]
     distance = jnp.linalg.norm(train_goals[:, None] - held_out[None], axis=-1)
     assert distance.min() > 1e-4
+
+
+def test_splits_and_ranges_set_what_tasks_are_drawn_from():
+    """Goals stand at an angle on a half circle: 0 to pi, `ood` cuts it at 3/4 pi."""
+
+    def angles(**tasks):
+        split = tasks.pop("split", "iid")
+        config = tiny.changed(
+            tasks={"train": 64, "held_out": 50} | tasks,
+            collect={"rows": 64, "replay_capacity": 6400},
+        )
+        built = setup(dataclasses.replace(config, split=split))
+        goals = (built.train_tasks["goal"], built.held_out["goal"])
+        return [np.arctan2(goal[:, 1], goal[:, 0]) / np.pi for goal in goals]
+
+    for drawn in angles():
+        assert drawn.min() < 0.1
+        assert drawn.max() > 0.9
+    train, held_out = angles(split="ood")
+    assert 0.65 < train.max() < 0.75
+    assert 0.75 < held_out.min() < 0.8
+    train, held_out = angles(split="ood", train_ranges=(("angle", 0.0, 0.3),))
+    assert 0.2 / np.pi < train.max() < 0.3 / np.pi
+    assert held_out.min() > 0.75
+    train, held_out = angles(held_out_ranges=(("angle", 1.0, 2.0),))
+    assert train.max() > 0.9
+    assert 1.0 / np.pi < held_out.min() < held_out.max() < 2.0 / np.pi
 
 
 def test_task_seed_draws_other_tasks(built):
