@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import presets, run, terminal
+import envs
+from experiments import presets, run, terminal, train
 from experiments.presets import RunConfig
 from experiments.run import Setup
 from experiments.terminal import console
@@ -19,42 +20,53 @@ from jmql import evaluate, replay, rollout, td3
 from jmql.types import Array, Batch, Key
 
 _LEARNER_TASKS = ("cheetah_dir", "ant_dir")
+_SAME_BODY = ("cheetah_vel", "ant_goal", "point_sparse")  # the physics of a family beside them
+_UNITS = {"learner": "updates", "adaptation": "tasks"}
+_UNITS |= {"collection": "env steps", "physics": "env steps"}
 _ROWS = (1, 8, 64, 512, 4096)
 _TASKS = (1, 8, 32, 128)
 _UPDATES = 100  # critic steps in a timed call
 _STEPS = 50  # steps of each row in a timed call
 
 
-def bench(out: Path, repeats: int) -> None:
-    """Measures, prints a table and writes bench-<device>.json.
+def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
+    """Measures, prints a table and writes bench-<device>.json, in which it replaces these parts.
 
     Args:
         out: the folder of the JSON file.
         repeats: timed calls of each program; the median counts.
+        parts: what is measured.
     """
     cast(Any, jax.config).update("jax_enable_compilation_cache", False)  # compiling is measured
     results: list[dict[str, Any]] = []
 
-    def add(what: str, size: str, unit: str, measured: dict[str, Any]) -> None:
-        results.append({"what": what, "size": size, "unit": unit} | measured)
-        console.print(
-            f"{what:<28}{size:>10}  {measured['per_second']:>12,.1f} {unit}/s"
-            f"  compile {measured['compile_seconds']:.1f} s",
-            soft_wrap=True,
-        )
+    def add(part: str, what: str, size: str, measured: dict[str, Any]) -> None:
+        results.append({"part": part, "what": what, "size": size} | measured)
+        speed = f"{measured['per_second']:,.1f} {_UNITS[part]}/s" if part in _UNITS else ""
+        compiling = f"compile {measured['compile_seconds']:.1f} s"
+        console.print(f"{part:<11}{what:<28}{size:>10}  {speed:>22}  {compiling}", soft_wrap=True)
 
-    for task in _LEARNER_TASKS:
+    for task in _LEARNER_TASKS if "learner" in parts else ():
         setup = run.setup(_paper(task))
-        add(f"learner {task}", "batch 256", "updates", learner(setup, repeats))
-    for task in _LEARNER_TASKS:
+        add("learner", task, "batch 256", learner(setup, repeats))
+    for task in _LEARNER_TASKS if "collection" in parts else ():
         for rows in _ROWS:
             measured = collection(run.setup(_rows(presets.preset(task, "quick"), rows)), repeats)
-            add(f"collection {task} spring", f"{rows} rows", "env steps", measured)
-    for count in _TASKS:
+            add("collection", f"{task} spring", f"{rows} rows", measured)
+    for count in _TASKS if "adaptation" in parts else ():
         config = presets.preset("point_goal", "quick")
         tasks = dataclasses.replace(config.tasks, held_out=count)
         measured = adaptation(run.setup(dataclasses.replace(config, tasks=tasks)), repeats)
-        add("adaptation point_goal", f"{count} tasks", "tasks", measured)
+        add("adaptation", "point_goal", f"{count} tasks", measured)
+    for task, family in envs.FAMILIES.items() if "physics" in parts else ():
+        for backend in family.backends if task not in _SAME_BODY else ():
+            config = dataclasses.replace(_first_profile(task), backend=backend)
+            measured = collection(run.setup(_rows(config, 64)), repeats)
+            add("physics", f"{task} {backend}", "64 rows", measured)
+    for task in envs.FAMILIES if "cycle" in parts else ():
+        config = _first_profile(task)
+        measured = {"compile_seconds": train.compiled(run.setup(config))[1]}
+        add("cycle", f"{task} {config.backend}", config.profile, measured)
     memory = {
         task: bytes_per_transition(run.setup(_paper(task))) for task in presets.tasks("paper")
     }
@@ -66,6 +78,8 @@ def bench(out: Path, repeats: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     device = record["platform"] + "-" + record["device"].replace(" ", "-").lower()
     path = out / f"bench-{device}.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+    results = [x for x in before if x["part"] not in parts] + results
     record |= {"command": "make bench", "results": results, "replay_bytes_per_transition": memory}
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console.print(f"written to {path}", soft_wrap=True)
@@ -150,7 +164,14 @@ def measure(
 
 def _paper(task: str) -> RunConfig:
     """The reference's sizes, on an engine that loads quickly: physics is not measured here."""
-    return dataclasses.replace(presets.preset(task, "paper"), backend="spring")
+    return dataclasses.replace(
+        presets.preset(task, "paper"), backend=envs.FAMILIES[task].backends[0]
+    )
+
+
+def _first_profile(task: str) -> RunConfig:
+    """`quick`, or `paper` where there is no quick one."""
+    return presets.preset(task, presets.profiles(task)[0])
 
 
 def _rows(config: RunConfig, rows: int) -> RunConfig:

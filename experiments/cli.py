@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -41,6 +41,14 @@ class BenchArgs:
 
     out: Path = Path("experiments/results")  # folder of the JSON file
     repeats: int = 5  # timed calls, of which the median counts
+    parts: tuple[Literal["learner", "collection", "adaptation", "physics", "cycle"], ...] = (
+        "learner",
+        "collection",
+        "adaptation",
+        "physics",
+        "cycle",
+    )
+    """what to measure; the rest of the JSON file stays as it is"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,7 +117,7 @@ def _bench(words: list[str]) -> int:
     args = _parse(BenchArgs, "bench", words)
     from experiments import bench
 
-    bench.bench(args.out, args.repeats)
+    bench.bench(args.out, args.repeats, args.parts)
     return 0
 
 
