@@ -14,7 +14,7 @@ import io
 import pathlib
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +148,13 @@ class Environment(abc.ABC):
         return observation
 
 
+class Capsules(NamedTuple):
+    """Rods with round ends, which is what a body is made of."""
+
+    ends: Array  # [G, 2, 3] the two ends of each rod's axis (m)
+    radius: Array  # [G] (m)
+
+
 @dataclasses.dataclass(frozen=True)
 class Engine:
     """How one backend runs one body: physics steps, their length, and what the model is not."""
@@ -225,6 +232,24 @@ class BraxEnvironment(Environment):
     def torso(self, physics: Any) -> Array:
         """Position of the first link in the world, [3] (m)."""
         return physics.x.pos[0]
+
+    def capsules(self, physics: Any) -> Capsules:
+        """The shape of the body in the world, for pictures; a sphere is a capsule of length 0."""
+        math = importlib.import_module("brax.math")
+        system = self._system
+        kinds = importlib.import_module("mujoco").mjtGeom
+        geoms = np.flatnonzero(
+            np.isin(system.geom_type, (kinds.mjGEOM_SPHERE, kinds.mjGEOM_CAPSULE))
+        )
+        links = system.geom_bodyid[geoms] - 1
+        radius, half_length = system.geom_size[geoms, 0], system.geom_size[geoms, 1]
+
+        def end(sign: float) -> Array:
+            along = sign * half_length[:, None] * jnp.array([0.0, 0.0, 1.0])
+            local = jax.vmap(math.rotate)(along, system.geom_quat[geoms]) + system.geom_pos[geoms]
+            return physics.x.pos[links] + jax.vmap(math.rotate)(local, physics.x.rot[links])
+
+        return Capsules(jnp.stack([end(-1.0), end(1.0)], axis=1), jnp.asarray(radius))
 
     # What only mjx keeps. All of it is of the beginning of the last substep, or of its last stage
     # where the integrator has stages, as native MuJoCo leaves it too.
