@@ -48,7 +48,7 @@ def evaluate(folder: Path, num_tasks: int, seed: int, split: str = "", ranges: R
 def _evaluate(
     folder: Path, setup: Setup, num_tasks: int, seed: int, ranges: dict[str, tuple[float, float]]
 ) -> None:
-    with run.checkpoints(folder, setup.config) as checkpoints:
+    with run.checkpoints(folder, setup.config, read_only=True) as checkpoints:
         try:
             state = run.restore(folder, setup, checkpoints)
         except FileNotFoundError:

@@ -220,7 +220,7 @@ def draw_paths(folder: Path, picture: Path) -> None:
     setup = run.load(folder, run.read_config(folder))
     if setup.config.task not in ANTS:
         raise ConfigError(f"{folder} is a run of {setup.config.task}; valid: {', '.join(ANTS)}")
-    with run.checkpoints(folder, setup.config) as checkpoints:
+    with run.checkpoints(folder, setup.config, read_only=True) as checkpoints:
         try:
             trained = run.restore(folder, setup, checkpoints)
         except FileNotFoundError:

@@ -288,9 +288,9 @@ def _not_a_run(folder: Path, error: Exception) -> ConfigError:
     )
 
 
-def checkpoints(folder: Path, config: RunConfig) -> Checkpoints:
+def checkpoints(folder: Path, config: RunConfig, read_only: bool = False) -> Checkpoints:
     """Opens the checkpoints of a run directory."""
-    return Checkpoints(folder / "checkpoints", identity(config))
+    return Checkpoints(folder / "checkpoints", identity(config), read_only)
 
 
 def saved(config: RunConfig, state: TrainState) -> TrainState:

@@ -39,15 +39,20 @@ class Checkpoints:
     Args:
         folder: where they are, made if need be.
         identity: settings by name that a state cannot be restored under other values of.
+        read_only: leave everything as it is, for another process may be writing.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]):
+    def __init__(self, folder: Path, identity: dict[str, Any], read_only: bool = False):
         # As read back from JSON, where a tuple is a list.
         self._identity = json.loads(json.dumps({"format": FORMAT} | identity))
-        self._folder = folder.absolute()
+        self._folder, self._read_only = folder.absolute(), read_only
         self._manager = ocp.CheckpointManager(
             self._folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=_KEEP, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else _KEEP,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+            ),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "identity": ocp.JsonCheckpointHandler(),
@@ -61,7 +66,8 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._manager.close()
         for half_written in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(half_written, ignore_errors=True)
+            if not self._read_only:
+                shutil.rmtree(half_written, ignore_errors=True)
 
     def save(self, step: int, state: Any) -> None:
         """Begins to write a pytree of arrays, after the one before is complete.

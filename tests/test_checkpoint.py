@@ -120,6 +120,17 @@ def test_all_damaged_is_an_error_that_names_each_and_deletes_nothing(saved, capf
     assert len(list(saved.iterdir())) == 3
 
 
+def test_a_reader_leaves_a_save_in_progress_alone(saved):
+    writing = saved / "6.orbax-checkpoint-tmp"
+    writing.mkdir()
+    with Checkpoints(saved, IDENTITY, read_only=True) as files:
+        assert files.restore(like()).step == 5
+    assert writing.exists()
+    with Checkpoints(saved, IDENTITY) as files:  # a writer, of which there is only one, cleans up
+        assert files.restore(like()).step == 5
+    assert not writing.exists()
+
+
 def test_no_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError):
         restore(tmp_path)
