@@ -25,6 +25,8 @@ Array = jax.Array
 Task = dict[str, Array]
 Ranges = Mapping[str, tuple[float, float]]  # what a parameter of a task is drawn from
 
+_LIMIT = 1e10  # MuJoCo's mjMAXVAL; NaN is not below it either
+
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 
 
@@ -120,13 +122,14 @@ class Environment(abc.ABC):
     def step(self, state: EnvState, action: Array) -> EnvState:
         """Takes one control step; an action [A] outside [-1, 1] is clipped first.
 
-        Physics that is no longer finite ends the episode, with a finite observation and reward 0.
+        Physics that is not finite, or beyond the bound at which MuJoCo calls it unstable, ends the
+        episode, with the observation before it and reward 0.
         """
         action = jnp.clip(action, -1.0, 1.0)
         physics = self.advance(state.physics, action, state.task)
         observation = self._observation(physics, state.task)
         reward = self.reward(state.physics, physics, action, state.task)
-        finite = jnp.isfinite(observation).all() & jnp.isfinite(reward)
+        finite = (jnp.abs(observation) < _LIMIT).all() & (jnp.abs(reward) < _LIMIT)
         step = state.step + 1
         terminated = self.unhealthy(physics) | ~finite
         return EnvState(

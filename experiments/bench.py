@@ -39,9 +39,11 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
     """
     cast(Any, jax.config).update("jax_enable_compilation_cache", False)  # compiling is measured
     results: list[dict[str, Any]] = []
+    record = run.describe(_paper("cheetah_dir"))
+    source = {"git_commit": record["git_commit"], "repeats": repeats}
 
     def add(part: str, what: str, size: str, measured: dict[str, Any]) -> None:
-        results.append({"part": part, "what": what, "size": size} | measured)
+        results.append({"part": part, "what": what, "size": size} | measured | source)
         speed = f"{measured['per_second']:,.1f} {_UNITS[part]}/s" if part in _UNITS else ""
         compiling = f"compile {measured['compile_seconds']:.1f} s"
         console.print(f"{part:<11}{what:<28}{size:>10}  {speed:>22}  {compiling}", soft_wrap=True)
@@ -73,8 +75,8 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
     for task, size in memory.items():
         console.print(f"replay {task}: {size:.0f} bytes per transition")
 
-    record = run.describe(_paper("cheetah_dir"))
-    record = {k: v for k, v in record.items() if k not in ("config", "group", "backend", "seeds")}
+    left_out = ("config", "group", "backend", "seeds", "git_commit")
+    record = {k: v for k, v in record.items() if k not in left_out}
     out.mkdir(parents=True, exist_ok=True)
     device = record["platform"] + "-" + record["device"].replace(" ", "-").lower()
     path = out / f"bench-{device}.json"

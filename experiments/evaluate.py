@@ -50,7 +50,7 @@ def _evaluate(
 ) -> None:
     with run.checkpoints(folder, setup.config, read_only=True) as checkpoints:
         try:
-            state = run.restore(folder, setup, checkpoints)
+            state, _ = run.restore(folder, setup, checkpoints)
         except FileNotFoundError:
             raise ConfigError(
                 f"{folder} has no checkpoint yet; valid: a run that has one"

@@ -222,7 +222,7 @@ def draw_paths(folder: Path, picture: Path) -> None:
         raise ConfigError(f"{folder} is a run of {setup.config.task}; valid: {', '.join(ANTS)}")
     with run.checkpoints(folder, setup.config, read_only=True) as checkpoints:
         try:
-            trained = run.restore(folder, setup, checkpoints)
+            trained, _ = run.restore(folder, setup, checkpoints)
         except FileNotFoundError:
             raise ConfigError(
                 f"{folder} has no checkpoint yet; valid: a run that has one"

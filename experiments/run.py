@@ -176,6 +176,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another process is at it.
+        RunFailed: the file system has no locks.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -183,6 +184,9 @@ def locked(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(handle)
         raise ConfigError(f"another process is training in {folder}; valid: once it ends") from None
+    except OSError as error:
+        os.close(handle)
+        raise RunFailed(f"{folder} cannot be locked: {error}") from None
     try:
         yield
     finally:
@@ -202,9 +206,9 @@ def logged(folder: Path) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except RunFailed:
+    except RunFailed as error:
         logging.exception("the run failed")
-        raise
+        raise RunFailed(f"{error}; traceback in {folder / 'log.txt'}") from error
     except Exception as error:
         logging.exception("the run failed")
         summary = str(error).strip().partition("\n")[0]
@@ -298,8 +302,15 @@ def saved(config: RunConfig, state: TrainState) -> TrainState:
     return state if config.checkpoint.replay else state.replace(memory=None, actors=None)
 
 
-def restore(folder: Path, setup: Setup, files: Checkpoints) -> TrainState:
+# Folded into a key whose children are those of the next round: any number that is not small.
+_NEW_ROWS = 0x726F7773
+
+
+def restore(folder: Path, setup: Setup, files: Checkpoints) -> tuple[TrainState, list[int]]:
     """Reads the newest TrainState [S, ...] that is whole. Without its replay, that is empty.
+
+    Returns:
+        The state, and the steps of newer checkpoints, which are damaged.
 
     Raises:
         FileNotFoundError: there is no checkpoint yet.
@@ -317,10 +328,12 @@ def restore(folder: Path, setup: Setup, files: Checkpoints) -> TrainState:
         raise RunFailed(f"no checkpoint in {folder} can be read: {error}") from None
     for step, why in found.damaged.items():
         console.print(f"checkpoint {step} is damaged ({why}); using the one before")
+    damaged = list(found.damaged)
     if setup.config.checkpoint.replay:
-        return found.state
+        return found.state, damaged
     kept = {name: getattr(found.state, name) for name in ("agent", "key", "env_steps")}
-    return jax.jit(setup.init)(found.state.key).replace(**kept)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _NEW_ROWS))(found.state.key)
+    return jax.jit(setup.init)(keys).replace(**kept), damaged
 
 
 def _nearest_run(folder: Path) -> str:

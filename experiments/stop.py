@@ -2,11 +2,10 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
-
-from experiments.terminal import errors
 
 SAVED = 33  # exit code: stopped by a signal, and saved; resuming goes on exactly there
 
@@ -14,7 +13,8 @@ SAVED = 33  # exit code: stopped by a signal, and saved; resuming goes on exactl
 class Stop:
     """Remembers the first SIGTERM or SIGINT, while it is entered.
 
-    Before `ready` is set there is nothing to save, and a signal ends the process at once.
+    Before `ready` is set there is nothing to save, and after `saved` is set nothing more: a signal
+    then ends the process at once.
 
     Args:
         resume: the command that goes on, for the user.
@@ -23,6 +23,7 @@ class Stop:
     def __init__(self, resume: str):
         self.signal: str | None = None  # the signal's name, once there was one
         self.ready = False
+        self.saved = False  # set once there is nothing more to save
         self._resume = resume
         self._before: dict[signal.Signals, Any] = {}
 
@@ -44,11 +45,16 @@ class Stop:
             return pool.submit(call, *args).result()
 
     def _handle(self, number: int, _: Any) -> None:
-        if not self.ready:
-            errors.print(f"jmql: stopped, nothing is lost; go on with: {self._resume}")
+        if self.saved or not self.ready:
+            _say(f"stopped, nothing is lost; go on with: {self._resume}")
             os._exit(SAVED)
         if self.signal and number == signal.SIGINT:
-            errors.print(f"jmql: gave up the cycle in flight; go on with: {self._resume}")
+            _say(f"gave up the cycle in flight; go on with: {self._resume}")
             os._exit(1)
         self.signal = signal.Signals(number).name
-        errors.print(f"jmql: {self.signal}: saving after the cycle in flight (Ctrl-C: stop now)")
+        _say(f"{self.signal}: saving after the cycle in flight (Ctrl-C: stop now)")
+
+
+def _say(text: str) -> None:
+    """Prints a line, also while a library's complaints are being kept from the terminal."""
+    print(f"jmql: {text}", file=sys.__stderr__, flush=True)

@@ -15,7 +15,6 @@ from jmql.types import Task
 STAGES = {"return_pre": "before", "return_step1": "after step 1", "return_post": "after step 2"}
 
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def size(tree: Any) -> int:
@@ -97,7 +96,8 @@ def task_names(tasks: Task) -> list[str]:
             f"{name} {', '.join(f'{x:+.2f}' for x in np.ravel(value[i]))}"
             for name, value in tasks.items()
         ]
-        names.append(" ".join(parts))
+        name = " ".join(parts)
+        names.append(name if len(name) <= 40 else f"task {i + 1}")
     return names
 
 

@@ -27,9 +27,11 @@ _ANSWER_TIMEOUT, _INIT_TIMEOUT, _FINISH_TIMEOUT = 3, 10, 15
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Returns all rows of a run's metrics.jsonl."""
-    with (folder / METRICS).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """Returns all rows of a run's metrics.jsonl; a torn last line is none, as a missing file is."""
+    if not (folder / METRICS).exists():
+        return []
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def drop_rows(folder: Path, steps: int) -> None:

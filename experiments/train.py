@@ -49,18 +49,23 @@ def train(config: RunConfig) -> int:
         run.checkpoints(folder, setup.config) as checkpoints,
     ):
         try:
-            state = run.restore(folder, setup, checkpoints)
+            state, damaged = run.restore(folder, setup, checkpoints)
+            checkpoints.drop(damaged)
         except FileNotFoundError:
+            if any(row["updates"] for row in tracking.read(folder)):
+                raise RunFailed(
+                    f"{folder} has results but no checkpoint; nothing has been changed"
+                ) from None
             state = jax.jit(setup.init)(setup.keys)
         steps, total = int(state.env_steps[0]), setup.config.total_steps
         header(setup, folder, steps)
         if steps < total:
             steps = go_on(setup, folder, state, checkpoints, stop)
-    if steps < total:
-        console.print(f"stopped by {stop.signal} and saved at {steps:,} of {total:,} steps")
-        console.print(f"run: {folder} · next: {again}", soft_wrap=True)
-        return SAVED
-    report(setup, tracking.read(folder))
+        if steps < total:
+            console.print(f"stopped by {stop.signal} and saved at {steps:,} of {total:,} steps")
+            console.print(f"run: {folder} · next: {again}", soft_wrap=True)
+            return SAVED
+        report(setup, tracking.read(folder))
     console.print(f"run: {folder} · next: make evaluate RUN={folder}", soft_wrap=True)
     return 0
 
@@ -82,6 +87,7 @@ def go_on(
                 f"{error}; the last good checkpoint is {last_good(checkpoints)}, every setting is"
                 f" in {folder / 'config.json'}"
             ) from error
+        stop.saved = True
         if steps < config.total_steps:
             tracker.exit_code = SAVED
         else:

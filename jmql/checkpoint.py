@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -77,6 +78,7 @@ class Checkpoints:
 
         Raises:
             OSError, ValueError: this or the save before failed; older checkpoints are untouched.
+            RuntimeError: there is a checkpoint of this step or a later one.
         """
         self.wait()
         state = _plain(state)
@@ -86,15 +88,24 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self._identity)
         )
-        self._manager.save(step, args=args)
+        if not self._manager.save(step, args=args):
+            raise RuntimeError(f"step {step} is not past the newest checkpoint, {self.newest()}")
 
     def newest(self) -> int | None:
-        """Returns the step of the newest checkpoint that is complete."""
+        """Returns the step of the newest checkpoint that is complete, once the last save is."""
+        with contextlib.suppress(Exception):
+            self.wait()
         return self._manager.latest_step()
 
     def check(self) -> None:
-        """Raises what went wrong in the background, if anything did."""
-        self._manager.check_for_errors()
+        """Raises what went wrong with a save that has ended; does not wait for one that has not."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def drop(self, steps: Iterable[int]) -> None:
+        """Deletes checkpoints, such as damaged ones: nothing older than the newest can be saved."""
+        for step in steps:
+            self._manager.delete(step)
 
     def wait(self) -> None:
         """Waits until the last save is complete.
@@ -134,7 +145,12 @@ class Checkpoints:
             step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
         )["identity"]
         _same(self._identity, identity)
-        shapes = jax.eval_shape(_plain, like)
+        # On the device that is here, whatever it was saved from.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+            jax.eval_shape(_plain, like),
+        )
         saved = self._manager.item_metadata(step)["state"]
         if saved is None:
             raise ValueError("the description of the state is missing")

@@ -1,8 +1,10 @@
 """Checkpoints: whole or not there, damaged ones passed over, others refused by name."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import chex
@@ -129,6 +131,42 @@ def test_a_reader_leaves_a_save_in_progress_alone(saved):
     with Checkpoints(saved, IDENTITY) as files:  # a writer, of which there is only one, cleans up
         assert files.restore(like()).step == 5
     assert not writing.exists()
+
+
+def test_a_step_that_is_not_new_is_refused_and_dropping_makes_room(saved):
+    with Checkpoints(saved, IDENTITY) as files:
+        with pytest.raises(RuntimeError, match="step 5 is not past the newest checkpoint, 5"):
+            files.save(5, state(5.5))
+        files.drop([5])
+        files.save(5, state(5.5))
+        files.wait()
+    assert same(restore(saved).state, 5.5)
+
+
+def test_a_checkpoint_of_another_device_is_read(saved):
+    """The file says `cuda:0`; the state comes to the device that is here."""
+    sharding = saved / "5" / "state" / "_sharding"
+    text = sharding.read_text()
+    moved = text.replace("cpu:0", "cuda:0").replace("TFRT_CPU_0", "CUDA_0")
+    assert moved != text
+    sharding.write_text(moved)
+    found = restore(saved)
+    assert (found.step, found.damaged) == (5, {})
+    assert same(found.state, 5.0)
+
+
+def test_a_save_that_failed_is_noticed_by_the_next_look(saved):
+    """Its folder is deleted while it is written, as another process may do by mistake."""
+    with Checkpoints(saved, IDENTITY) as files:
+        files.save(6, {"x": jnp.zeros(30_000_000)})
+        for path in saved.glob("6.*"):
+            shutil.rmtree(path, ignore_errors=True)
+        while files._manager.is_saving_in_progress():
+            files.check()  # does not wait
+            time.sleep(0.05)
+        with pytest.raises(Exception, match=r".+"):
+            files.check()
+        assert files.newest() == 5
 
 
 def test_no_checkpoint(tmp_path):
