@@ -229,9 +229,9 @@ def saver(folder: Path, config: RunConfig, checkpoints: Checkpoints) -> Save:
             need = terminal.human_bytes(terminal.size(kept))
             reason = str(error).strip().partition("\n")[0]
             raise RunFailed(
-                f"the state at {steps:,} steps could not be saved (up to {need} are needed, {free}"
-                f" are free); the last good checkpoint is {last_good(checkpoints)}: make room,"
-                f" then make train RESUME={folder} ({reason})"
+                f"the state at {steps:,} steps could not be saved: {reason} (up to {need} are needed,"
+                f" {free} are free); the last good checkpoint is {last_good(checkpoints)}, from which"
+                f" make train RESUME={folder} goes on"
             ) from error
 
     return save

@@ -158,9 +158,7 @@ class Checkpoints:
         plain = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
         )["state"]
-        return jax.tree.map(
-            lambda leaf, x: jax.random.wrap_key_data(x) if _is_key(leaf) else x, like, plain
-        )
+        return _whole(like, plain)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -168,8 +166,26 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _plain(tree: Any) -> Any:
-    """Returns the tree with typed keys as their data."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+    """Returns what orbax can write: typed keys as their data, and no arrays without elements."""
+
+    def plain(leaf: Any) -> Any:
+        if not leaf.size:
+            return None
+        return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+    return jax.tree.map(plain, tree)
+
+
+def _whole(like: Any, plain: Any) -> Any:
+    """Returns the tree of which `plain` was made, whose shapes are those of `like`."""
+    stored = iter(jax.tree.leaves(plain))
+
+    def whole(leaf: Any) -> Any:
+        if not leaf.size:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jax.random.wrap_key_data(next(stored)) if _is_key(leaf) else next(stored)
+
+    return jax.tree.map(whole, like)
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -24,6 +24,7 @@ def state(value: float, size: int = 4000):
         "key": jax.random.key(3),
         "weights": jnp.arange(size, dtype=jnp.float32) + value,
         "count": jnp.int32(value),
+        "nothing": {"of": jnp.zeros((2, 0)), "after": jnp.float32(value)},  # as in MJX's states
     }
 
 
@@ -59,6 +60,7 @@ def test_the_newest_three_are_kept_and_the_newest_is_read(saved):
     found = restore(saved)
     assert (found.step, found.damaged) == (5, {})
     assert same(found.state, 5.0)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found.state, like())
 
 
 def test_a_state_may_be_donated_while_it_is_written(tmp_path):
