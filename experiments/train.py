@@ -229,9 +229,9 @@ def saver(folder: Path, config: RunConfig, checkpoints: Checkpoints) -> Save:
             need = terminal.human_bytes(terminal.size(kept))
             reason = str(error).strip().partition("\n")[0]
             raise RunFailed(
-                f"the state at {steps:,} steps could not be saved: {reason} (up to {need} are needed,"
-                f" {free} are free); the last good checkpoint is {last_good(checkpoints)}, from which"
-                f" make train RESUME={folder} goes on"
+                f"the state at {steps:,} steps could not be saved: {reason} (up to {need} are"
+                f" needed, {free} are free); the last good checkpoint is"
+                f" {last_good(checkpoints)}, from which make train RESUME={folder} goes on"
             ) from error
 
     return save
