@@ -1,5 +1,6 @@
 """The outside world: command line, disk, tracking and benchmarks."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -7,3 +8,5 @@ from pathlib import Path
 _cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jmql" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Orbax warns of what is meant: reading without writing, and waiting for a save.
+logging.getLogger("absl").setLevel(logging.ERROR)

@@ -21,7 +21,7 @@ import tyro
 import envs
 from experiments import presets
 from experiments.presets import RunConfig, RunFailed
-from jmql.config import ConfigError, Ranges, flatten
+from jmql.config import ConfigError, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,6 @@ class EvaluateArgs:
     num_tasks: int = 64  # held-out tasks to draw
     seed: int = 0  # of the tasks and episodes
     split: str = ""  # draw them as this split's held-out tasks; empty: as the run's were drawn
-    ranges: Ranges = ()  # (parameter, low, high): draw them from here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _evaluate(words: list[str]) -> int:
     args = _parse(EvaluateArgs, "evaluate", words)
     from experiments import evaluate
 
-    evaluate.evaluate(args.run, args.num_tasks, args.seed, args.split, args.ranges)
+    evaluate.evaluate(args.run, args.num_tasks, args.seed, args.split)
     return 0
 
 

@@ -12,12 +12,12 @@ from experiments import run, terminal
 from experiments.run import Setup
 from experiments.terminal import STAGES, console
 from jmql import evaluate as algorithm
-from jmql.config import ConfigError, Ranges
+from jmql.config import ConfigError
 
 _CHUNK = 32  # tasks adapted side by side, each with an agent of its own
 
 
-def evaluate(folder: Path, num_tasks: int, seed: int, split: str = "", ranges: Ranges = ()) -> None:
+def evaluate(folder: Path, num_tasks: int, seed: int, split: str = "") -> None:
     """Draws tasks, adapts to each, prints the returns and appends them to evaluations.jsonl.
 
     Args:
@@ -25,7 +25,6 @@ def evaluate(folder: Path, num_tasks: int, seed: int, split: str = "", ranges: R
         num_tasks: how many tasks.
         seed: of the tasks and episodes; the same seed gives the same numbers.
         split: whose held-out ranges the tasks are drawn from; empty is as the run's were.
-        ranges: of some parameters, in place of those.
 
     Raises:
         ConfigError: the folder is not a finished run, or a value cannot work.
@@ -39,22 +38,15 @@ def evaluate(folder: Path, num_tasks: int, seed: int, split: str = "", ranges: R
             " adaptation needs one: valid are runs that saved it"
         )
     task = setup.config.task
-    of_split = run.split(setup.env, task, split)[1] if split else setup.held_out_ranges
-    drawn = of_split | run.explicit(setup.env, task, ranges)
+    ranges = run.split(setup.env, task, split)[1] if split else setup.held_out_ranges
     with run.logged(folder):
-        _evaluate(folder, setup, num_tasks, seed, drawn)
+        _evaluate(folder, setup, num_tasks, seed, ranges)
 
 
 def _evaluate(
     folder: Path, setup: Setup, num_tasks: int, seed: int, ranges: dict[str, tuple[float, float]]
 ) -> None:
-    with run.checkpoints(folder, setup.config, read_only=True) as checkpoints:
-        try:
-            state, _ = run.restore(folder, setup, checkpoints)
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{folder} has no checkpoint yet; valid: a run that has one"
-            ) from None
+    state = run.trained(folder, setup)
     # Apart from the keys of training, whose tasks come from jax.random.key(tasks.seed).
     task_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), num_tasks))
     tasks = setup.env.sample_tasks(task_key, num_tasks, ranges)

@@ -220,19 +220,15 @@ def draw_paths(folder: Path, picture: Path) -> None:
     setup = run.load(folder, run.read_config(folder))
     if setup.config.task not in ANTS:
         raise ConfigError(f"{folder} is a run of {setup.config.task}; valid: {', '.join(ANTS)}")
-    with run.checkpoints(folder, setup.config, read_only=True) as checkpoints:
-        try:
-            trained, _ = run.restore(folder, setup, checkpoints)
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{folder} has no checkpoint yet; valid: a run that has one"
-            ) from None
+    trained = run.trained(folder, setup)
     untrained = jax.jit(lambda keys: setup.init(keys).agent)(setup.keys)
     paths = jax.jit(functools.partial(walk, setup))
+    # Not the key that the run itself began with.
+    key = jax.random.fold_in(setup.keys[0], int(trained.env_steps[0]))
     after = f"after {int(trained.env_steps[0]):,} steps, before adaptation"
     agents = {"untrained": untrained, after: trained.agent}
     walked = {
-        name: np.asarray(paths(jax.tree.map(lambda x: x[0], agent.params["actor"]), setup.keys[0]))
+        name: np.asarray(paths(jax.tree.map(lambda x: x[0], agent.params["actor"]), key))
         for name, agent in agents.items()
     }
     places = np.concatenate([x.reshape(-1, 2) for x in walked.values()])

@@ -336,6 +336,22 @@ def restore(folder: Path, setup: Setup, files: Checkpoints) -> tuple[TrainState,
     return jax.jit(setup.init)(keys).replace(**kept), damaged
 
 
+def trained(folder: Path, setup: Setup) -> TrainState:
+    """Reads the newest TrainState [S, ...] of a run, which may still be training.
+
+    Raises:
+        ConfigError: the run has no checkpoint, or another run's.
+        RunFailed: there are checkpoints, and none can be read.
+    """
+    with checkpoints(folder, setup.config, read_only=True) as files:
+        try:
+            return restore(folder, setup, files)[0]
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{folder} has no checkpoint yet; valid: a run that has one"
+            ) from None
+
+
 def _nearest_run(folder: Path) -> str:
     runs = [str(path.parent) for path in Path("runs").glob("*/*/config.json")]
     near = difflib.get_close_matches(str(folder), runs, n=1, cutoff=0)

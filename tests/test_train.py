@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs.point import PointGoal
 from experiments import train as host
 from experiments.presets import RunConfig
 from experiments.run import Setup, setup
@@ -118,6 +119,25 @@ def test_weights_that_are_not_finite_have_no_return(built, cycle):
     _, metrics, _ = cycle(state.replace(agent=agent), jnp.int32(0), FALSE)
     for stage in ("pre", "step1", "post"):
         assert np.isnan(metrics[f"eval/return_{stage}"]).all()
+
+
+class Fragile(PointGoal):
+    """Its reward is not a number beyond a quarter of the way to the goals."""
+
+    def reward(self, before, after, action, task):
+        return jnp.where(jnp.linalg.norm(after) > 0.25, jnp.nan, super().reward(0, after, 0, task))
+
+
+def test_physics_that_blows_up_is_counted_and_never_reaches_replay(built):
+    fragile = dataclasses.replace(built, env=Fragile(episode_length=20))
+    begin = jax.jit(fragile.init)(fragile.keys)
+    state, metrics, per_task = jax.jit(fragile.cycle)(begin, jnp.int32(2), TRUE)
+    data = state.memory.data
+    assert metrics["collect/blew_up"][0] == data.terminated.sum() > 0
+    assert metrics["eval/blew_up"][0] == per_task["blew_up"].sum() > 0
+    # Three agents play two episodes of each of the three tasks.
+    assert metrics["eval/blew_up"][0] <= 3 * 2 * 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(data))
 
 
 def test_seed_of_many_equals_a_lone_run(cycle):
