@@ -39,43 +39,56 @@ def evaluate_task(
         whose weights are not finite; `blew_up`, how many of these episodes ended because the
         physics was not finite; and the diagnostics of `adapt`. [] each.
     """
-    start_key, data_key, adapt_key, episode_key = jax.random.split(key, 4)
+    start_key, adapt_key, episode_key = jax.random.split(key, 3)
     num_data, num_episodes = config.adapt.episodes, config.evaluate.episodes
+    most = max(num_data, num_episodes)
     training_history = config.network.history_length
+    histories = (training_history, config.evaluate.history_length or training_history)
 
-    def play(
-        actor_params: Params, starts: Any, key: Key, history_length: int
-    ) -> tuple[NewData, Array]:
-        policy = rollout.greedy(networks, actor_params)
+    def play(actor_params: Params, starts: Any, reach: Array) -> tuple[NewData, Array, Array]:
+        """Returns episodes from `starts` [most], and the mean return and blow-ups of the first."""
+        policy = rollout.greedy(networks, actor_params, reach)
 
         def one(start: Any, key: Key) -> tuple[Transition, Array, Array]:
-            return rollout.episode(env, policy, rollout.begin(env, start, history_length), key)
+            return rollout.episode(env, policy, rollout.begin(env, start, max(histories)), key)
 
-        keys = jax.random.split(key, jax.tree.leaves(starts)[0].shape[0])
-        transitions, valid, blew_up = jax.vmap(one)(starts, keys)
-        return NewData(transitions, valid), blew_up.sum()
-
-    # All starts at once, so that the physics of a reset is compiled once.
-    keys = jax.random.split(start_key, num_data + num_episodes)
-    starts = jax.vmap(env.reset, in_axes=(0, None))(keys, task)
-    meta = agent.params["actor"]
-    data, _ = play(meta, jax.tree.map(lambda x: x[:num_data], starts), data_key, training_history)
-    adapted, metrics = adapt(config, networks, agent, data, memory, adapt_key)
-
-    stages = (meta, adapted.step1.params["actor"], adapted.step2.params["actor"])
-    starts = jax.tree.map(lambda x: x[num_data:], starts)
-
-    def mean_return(actor_params: Params) -> tuple[Array, Array]:
-        history_length = config.evaluate.history_length or training_history
-        played, blew_up = play(actor_params, starts, episode_key, history_length)
-        mean = jnp.sum(played.transitions.reward * played.valid) / num_episodes
+        transitions, valid, blew_up = jax.vmap(one)(starts, jax.random.split(episode_key, most))
+        mean = jnp.sum((transitions.reward * valid)[:num_episodes]) / num_episodes
         # Weights that are not finite end episodes at once, which may look like a good return.
-        finite = jnp.isfinite(optax.tree.norm(actor_params))
-        return jnp.where(finite, mean, jnp.nan), blew_up
+        mean = jnp.where(jnp.isfinite(optax.tree.norm(actor_params)), mean, jnp.nan)
+        return NewData(transitions, valid), mean, blew_up[:num_episodes].sum()
 
-    returns, blew_up = jax.vmap(mean_return)(jax.tree.map(lambda *x: jnp.stack(x), *stages))
-    named = dict(zip(("return_pre", "return_step1", "return_post"), returns, strict=True))
-    return metrics | named | {"blew_up": blew_up.sum()}
+    def learn(data: NewData) -> tuple[Params, Metrics]:
+        """Returns the two adapted actors, stacked."""
+        data = jax.tree.map(lambda x: x[:num_data], data)
+        adapted, metrics = adapt(config, networks, agent, data, memory, adapt_key)
+        return _stack(adapted.step1.params["actor"], adapted.step2.params["actor"]), metrics
+
+    def skip(data: NewData) -> tuple[Params, Metrics]:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, data))
+
+    def turn(actors: Params, inputs: tuple[Array, Any, Array]) -> tuple[Params, Any]:
+        first, starts, reach = inputs
+        played, returns, blew_up = jax.vmap(play)(actors, starts, reach)
+        adapted, metrics = jax.lax.cond(first, learn, skip, jax.tree.map(lambda x: x[0], played))
+        return adapted, (returns, blew_up, metrics)
+
+    # Two actors play at a time, in two turns of a loop so that physics is compiled once: first the
+    # meta-trained one for data and to be evaluated, then the adapted ones.
+    which = jnp.array([[0, 1], [1, 1]])  # of starts and histories: 0 for data, 1 for evaluation
+    starts = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(start_key, 2 * most), task)
+    starts = jax.tree.map(lambda x: x.reshape(2, most, *x.shape[1:])[which], starts)
+    meta = agent.params["actor"]
+    inputs = (jnp.array([True, False]), starts, jnp.array(histories)[which])
+    _, (returns, blew_up, metrics) = jax.lax.scan(turn, _stack(meta, meta), inputs)
+    metrics = jax.tree.map(lambda x: x[0], metrics)
+    names = ("return_pre", "return_step1", "return_post")
+    named = dict(zip(names, returns.reshape(-1)[1:], strict=True))
+    return metrics | named | {"blew_up": blew_up.reshape(-1)[1:].sum()}
+
+
+def _stack(*trees: Any) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def evaluate(

@@ -30,9 +30,15 @@ class Finished(struct.PyTreeNode):
     blew_up: Array  # [] how many because the physics was not finite
 
 
-def greedy(networks: Networks, actor_params: Params) -> Policy:
-    """The deterministic policy."""
-    return lambda observation, history, _: networks.act(actor_params, observation, history)
+def greedy(networks: Networks, actor_params: Params, reach: Array | float = jnp.inf) -> Policy:
+    """The deterministic policy; it sees the last `reach` [] steps of a history."""
+
+    def policy(observation: Array, history: History, _: Key) -> Array:
+        age = jnp.arange(len(history.mask))[::-1]
+        history = history.replace(mask=history.mask & (age < reach))
+        return networks.act(actor_params, observation, history)
+
+    return policy
 
 
 def exploring(networks: Networks, actor_params: Params, noise: float, warmup: Array) -> Policy:

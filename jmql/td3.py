@@ -50,10 +50,7 @@ def fresh_optimizer(agent: AgentState) -> AgentState:
     return agent.replace(opt_state={k: adam.init(v) for k, v in agent.params.items()})
 
 
-Carry = tuple[AgentState, Metrics]  # of a loop over blocks
-
-
-def proximal(params: Params, anchor: Params | None, coef: Array) -> Array:
+def proximal(params: Params, anchor: Params | None, coef: Array | float) -> Array:
     """Returns coef * ||params - anchor||^2, [], or 0 without an anchor."""
     if anchor is None:
         return jnp.zeros(())
@@ -100,32 +97,33 @@ def update(
     config: TD3Config,
     networks: Networks,
     agent: AgentState,
-    batches: Batch,
+    batch: Batch,
     noise: Array,
     learning_rate: float,
+    delayed: Array | bool,
     anchor: dict[str, Params] | None = None,
-    prox_coef: Array | None = None,
+    prox_coef: Array | float = 0.0,
 ) -> tuple[AgentState, Metrics]:
-    """Takes one block: D critic steps, with an actor and a target step after the first.
+    """Takes a critic step and, where it is their turn, an actor and a target step.
 
     Args:
         config: the learner's numbers.
         networks: the agent's modules.
         agent: the learner before.
-        batches: D batches [D, B, ...].
-        noise: standard normal draws [D, B, A] of target policy smoothing.
+        batch: [B, ...].
+        noise: standard normal draws [B, A] of target policy smoothing.
         learning_rate: of both Adams.
+        delayed: [] bool: whether the actor and the targets move too.
         anchor: weights that the proximal term pulls towards, shaped as `agent.params`.
-        prox_coef: lambda of every batch [D], with an anchor.
+        prox_coef: lambda [], with an anchor.
 
     Returns:
-        The learner after, and `critic_loss`, `actor_loss`, `q` and `prox_coef`, [] each, means
-        over the block.
+        The learner after, and `critic_loss`, `actor_loss`, 0 where there was no step, and `q`,
+        [] each.
     """
-    chex.assert_rank([batches.weight, batches.transition.reward], 2)
-    chex.assert_shape(noise, batches.transition.action.shape)
+    chex.assert_rank([batch.weight, batch.transition.reward], 1)
+    chex.assert_shape(noise, batch.transition.action.shape)
     adam = optax.adam(learning_rate)
-    coefs = jnp.zeros(len(noise)) if prox_coef is None else prox_coef
 
     def gradient_step(agent: AgentState, name: str, gradient: Params) -> AgentState:
         updates, opt_state = adam.update(gradient, agent.opt_state[name])
@@ -135,43 +133,31 @@ def update(
             opt_state=agent.opt_state | {name: opt_state},
         )
 
-    def penalty(params: Params, name: str, coef: Array) -> Array:
-        return proximal(params, None if anchor is None else anchor[name], coef)
+    def penalty(params: Params, name: str) -> Array:
+        return proximal(params, None if anchor is None else anchor[name], prox_coef)
 
-    def critic_step(
-        agent: AgentState, inputs: tuple[Batch, Array, Array]
-    ) -> tuple[AgentState, Metrics]:
-        batch, noise, coef = inputs
-        target = td_target(config, networks, agent.target_params, batch, noise)
+    target = td_target(config, networks, agent.target_params, batch, noise)
 
-        def objective(params: Params) -> tuple[Array, tuple[Array, Array]]:
-            loss, q = critic_loss(networks, params, batch, target)
-            return loss + penalty(params, "critic", coef), (loss, q)
+    def critic_objective(params: Params) -> tuple[Array, tuple[Array, Array]]:
+        loss, q = critic_loss(networks, params, batch, target)
+        return loss + penalty(params, "critic"), (loss, q)
 
-        gradient, (loss, q) = jax.grad(objective, has_aux=True)(agent.params["critic"])
-        agent = gradient_step(agent, "critic", gradient)
-        return agent.replace(updates=agent.updates + 1), {"critic_loss": loss, "q": q}
+    gradient, (loss, q) = jax.grad(critic_objective, has_aux=True)(agent.params["critic"])
+    agent = gradient_step(agent, "critic", gradient)
 
-    def actor_step(agent: AgentState, batch: Batch, coef: Array) -> tuple[AgentState, Array]:
+    def delayed_steps(agent: AgentState) -> tuple[AgentState, Array]:
         def objective(params: Params) -> tuple[Array, Array]:
             loss = actor_loss(networks, params, agent.params["critic"], batch)
-            return loss + penalty(params, "actor", coef), loss
+            return loss + penalty(params, "actor"), loss
 
         gradient, loss = jax.grad(objective, has_aux=True)(agent.params["actor"])
         agent = gradient_step(agent, "actor", gradient)
         targets = optax.incremental_update(agent.params, agent.target_params, config.tau)
         return agent.replace(target_params=targets), loss
 
-    inputs = (batches, noise, coefs)
-    first, rest = jax.tree.map(lambda x: x[0], inputs), jax.tree.map(lambda x: x[1:], inputs)
-    agent, metrics = critic_step(agent, first)
-    agent, loss = actor_step(agent, first[0], first[2])
-    metrics = jax.tree.map(lambda x: x[None], metrics)
-    if len(noise) > 1:
-        agent, others = jax.lax.scan(critic_step, agent, rest)
-        metrics = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), metrics, others)
-    metrics = jax.tree.map(jnp.mean, metrics)
-    return agent, metrics | {"actor_loss": loss, "prox_coef": coefs.mean()}
+    agent, actor = jax.lax.cond(delayed, delayed_steps, lambda agent: (agent, jnp.zeros(())), agent)
+    metrics = {"critic_loss": loss, "actor_loss": actor, "q": q}
+    return agent.replace(updates=agent.updates + 1), metrics
 
 
 def train(
@@ -185,7 +171,7 @@ def train(
     anchor: dict[str, Params] | None = None,
     active: Array | bool = True,
 ) -> tuple[AgentState, Metrics]:
-    """Takes `num` critic steps in blocks of `policy_delay`, the last block shorter if need be.
+    """Takes `num` critic steps; the actor and the targets move with every `policy_delay`-th.
 
     Args:
         config, networks, agent, learning_rate, anchor: as in `update`.
@@ -195,31 +181,26 @@ def train(
         active: [] bool; False takes no step at all.
 
     Returns:
-        The learner after, and the metrics of `update`, means over the blocks.
+        The learner after, and `critic_loss`, `actor_loss`, `q` and `prox_coef`, means over the
+        steps that have them, [] each.
     """
 
-    def block(size: int, key: Key, agent: AgentState) -> tuple[AgentState, Metrics]:
-        draw_key, noise_key = jax.random.split(key)
-        batches, coefs = jax.vmap(draw)(jax.random.split(draw_key, size))
-        noise = jax.random.normal(noise_key, batches.transition.action.shape)
-        return update(config, networks, agent, batches, noise, learning_rate, anchor, coefs)
+    def body(index: Array, carry: tuple[AgentState, Metrics]) -> tuple[AgentState, Metrics]:
+        agent, total = carry
+        draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
+        batch, coef = draw(draw_key)
+        noise = jax.random.normal(noise_key, batch.transition.action.shape)
+        # The first step of each block, so that one block is as good as many.
+        delayed = index % config.policy_delay == 0
+        agent, new = update(
+            config, networks, agent, batch, noise, learning_rate, delayed, anchor, coef
+        )
+        return agent, jax.tree.map(jnp.add, total, new | {"prox_coef": coef})
 
-    blocks, last = divmod(num, config.policy_delay)
     names = ("critic_loss", "actor_loss", "q", "prox_coef")
-    metrics = dict.fromkeys(names, jnp.zeros(()))
-
-    def run(size: int, start: int, stop: int, carry: Carry) -> Carry:
-        def body(index: Array, carry: Carry) -> Carry:
-            agent, total = carry
-            agent, new = block(size, jax.random.fold_in(key, index), agent)
-            return agent, jax.tree.map(jnp.add, total, new)
-
-        return jax.lax.fori_loop(start, jnp.where(active, stop, start), body, carry)
-
-    carry = (agent, metrics)
-    if blocks:
-        carry = run(config.policy_delay, 0, blocks, carry)
-    if last:
-        carry = run(last, blocks, blocks + 1, carry)
-    agent, total = carry
-    return agent, jax.tree.map(lambda x: x / max(1, blocks + bool(last)), total)
+    total = dict.fromkeys(names, jnp.zeros(()))
+    agent, total = jax.lax.fori_loop(0, jnp.where(active, num, 0), body, (agent, total))
+    counts = dict.fromkeys(names, max(1, num)) | {
+        "actor_loss": max(1, -(-num // config.policy_delay))
+    }
+    return agent, {name: total[name] / counts[name] for name in names}

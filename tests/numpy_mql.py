@@ -145,5 +145,4 @@ def block(config, state, batches, noise, learning_rate, anchor, coefs):
         "critic_loss": np.mean(critic_losses),
         "actor_loss": actor_loss,
         "q": np.mean(values),
-        "prox_coef": np.mean(coefs),
     }

@@ -170,6 +170,8 @@ def test_all_stages_play_the_same_episodes(state):
     assert (returns(adapt=idle | {"episodes": 2})["beta_mean"] != still["beta_mean"]).any()
     longer = returns(adapt=idle, evaluate={"history_length": 20})
     assert (longer["return_pre"] != still["return_pre"]).any()
+    # The new data is collected with the history of training all the same.
+    np.testing.assert_array_equal(longer["beta_mean"], still["beta_mean"])
     more = returns(adapt=idle, evaluate={"episodes": 3})
     assert (more["return_pre"] != still["return_pre"]).any()
 

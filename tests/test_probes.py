@@ -128,7 +128,7 @@ def hidden_bandit_returns(context_size: int) -> np.ndarray:
         return train.epoch(config, env, nets, state, rounds, warmup)[0]
 
     state = epoch(state, jnp.int32(10), jnp.bool(True))
-    state = epoch(state, jnp.int32(40), jnp.bool(False))
+    state = epoch(state, jnp.int32(100), jnp.bool(False))
 
     @jax.jit
     def play(task):

@@ -237,6 +237,15 @@ def test_greedy_is_deterministic():
     assert np.abs(direct).max() > 0.01
 
 
+def test_greedy_sees_as_far_back_as_it_may():
+    carry = collect(begin(5), jax.random.key(0), 2)[0]
+    newest = jax.tree.map(lambda x: x[-1:], carry.history)
+    direct = NETWORKS.act(actor_params(), carry.env_state.observation, newest)
+    drawn = actions(rollout.greedy(NETWORKS, actor_params(), jnp.int32(1)), 1)[0]
+    np.testing.assert_allclose(drawn, direct, atol=1e-6)
+    assert np.abs(drawn - actions(rollout.greedy(NETWORKS, actor_params()), 1)[0]).max() > 1e-3
+
+
 def test_exploring_adds_noise_and_clips():
     params = jax.tree.map(lambda x: 0.3 * x, actor_params())  # away from the bounds
     mean = actions(rollout.greedy(NETWORKS, params), 1)[0]

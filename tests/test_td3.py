@@ -32,7 +32,21 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "reference_update.npz"
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def update(config, modules, agent, batches, noise, learning_rate, anchor=None, coefs=None):
-    return td3.update(config, modules, agent, batches, noise, learning_rate, anchor, coefs)
+    """Takes a block: an update for each batch [D, B], the delayed steps with the first of them.
+
+    Returns the learner after and the means of its metrics.
+    """
+
+    def step(agent, inputs):
+        first, batch, noise, coef = inputs
+        return td3.update(config, modules, agent, batch, noise, learning_rate, first, anchor, coef)
+
+    coefs = np.zeros(len(noise), np.float32) if coefs is None else coefs
+    inputs = (np.arange(len(noise)) == 0, batches, noise, coefs)
+    agent, metrics = jax.lax.scan(step, agent, inputs)
+    actor_loss = metrics.pop("actor_loss")
+    assert actor_loss.shape == (len(noise),)
+    return agent, jax.tree.map(jnp.mean, metrics) | {"actor_loss": actor_loss.sum()}
 
 
 @jax.jit
@@ -333,36 +347,39 @@ def test_the_critic_does_not_learn_from_the_policy_gradient():
     chex.assert_trees_all_equal(one.params["critic"], two.params["critic"])
 
 
+@jax.jit
+def one_update(agent, batch, noise, acts, anchor, coef):
+    return td3.update(CONFIG, PLAIN, agent, batch, noise, RATE, acts, anchor, coef)
+
+
 @pytest.mark.parametrize(("num", "delay"), [(5, 2), (2, 3), (0, 2)])
 def test_train_is_update_by_hand(num, delay):
-    """The same keys give the same steps, also in the last block where it is shorter."""
+    """The same keys give the same steps, also where the last block is shorter."""
     config, batch, key = TD3Config(policy_delay=delay), make_batches(4), jax.random.key(5)
     anchor = plain_agent(1).params
     trained, metrics = learn(config, plain_agent(), key, num, batch, anchor, True)
 
-    agent, several = plain_agent(), []
-    for index in range(-(-num // delay)):
-        size = min(delay, num - index * delay)
+    agent, several = plain_agent(), {name: [] for name in metrics}
+    for index in range(num):
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
-        keys = jax.random.split(draw_key, size)
-        batches = jax.tree.map(lambda x, size=size: np.stack([x] * size), batch)
-        reward = batches.transition.reward + [jax.random.normal(key, (B,)) for key in keys]
-        batches = batches.replace(transition=batches.transition.replace(reward=reward))
-        coefs = np.array([jax.random.uniform(key) for key in keys])
-        noise = jax.random.normal(noise_key, (size, B, A))
-        agent, new = update(CONFIG, PLAIN, agent, batches, noise, RATE, anchor, coefs)
-        several.append(new)
+        reward = batch.transition.reward + jax.random.normal(draw_key, (B,))
+        drawn = batch.replace(transition=batch.transition.replace(reward=reward))
+        coef = jax.random.uniform(draw_key)
+        noise = jax.random.normal(noise_key, (B, A))
+        acts = index % delay == 0
+        agent, new = one_update(agent, drawn, noise, acts, anchor, coef)
+        for name, value in (new | {"prox_coef": coef}).items():
+            if acts or name != "actor_loss":
+                several[name].append(value)
 
     assert_close(trained, agent)
-    expected = {name: np.mean([x[name] for x in several]) for name in metrics if several}
-    assert_close(metrics, expected or dict.fromkeys(metrics, 0.0))
+    assert_close(metrics, {name: np.mean(x) if x else 0.0 for name, x in several.items()})
     assert trained.updates == num
     steps = {name: state[0].count for name, state in trained.opt_state.items()}
     assert steps == {"critic": num, "actor": -(-num // delay)}
 
 
 def test_inactive_training_takes_no_step():
-    """Neither whole blocks nor the shorter last one."""
     config, batch, key = TD3Config(policy_delay=2), make_batches(4), jax.random.key(5)
     agent, anchor = plain_agent(), plain_agent(1).params
     trained, metrics = learn(config, agent, key, 5, batch, anchor, False)
