@@ -46,7 +46,7 @@ def evaluate_task(
     histories = (training_history, config.evaluate.history_length or training_history)
 
     def play(actor_params: Params, starts: Any, reach: Array) -> tuple[NewData, Array, Array]:
-        """Returns episodes from `starts` [most], and the mean return and blow-ups of the first."""
+        """Returns episodes from `starts` [most]; of those that count, mean return and blow-ups."""
         policy = rollout.greedy(networks, actor_params, reach)
 
         def one(start: Any, key: Key) -> tuple[Transition, Array, Array]:
@@ -58,28 +58,31 @@ def evaluate_task(
         mean = jnp.where(jnp.isfinite(optax.tree.norm(actor_params)), mean, jnp.nan)
         return NewData(transitions, valid), mean, blew_up[:num_episodes].sum()
 
+    @jax.jit  # traced once, although `skip` asks for its shapes too
     def learn(data: NewData) -> tuple[Params, Metrics]:
-        """Returns the two adapted actors, stacked."""
+        """Returns the two adapted actors, stacked, and the metrics of `adapt`."""
         data = jax.tree.map(lambda x: x[:num_data], data)
         adapted, metrics = adapt(config, networks, agent, data, memory, adapt_key)
         return _stack(adapted.step1.params["actor"], adapted.step2.params["actor"]), metrics
 
     def skip(data: NewData) -> tuple[Params, Metrics]:
+        """Returns zeros in the place of what `learn` returns."""
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, data))
 
-    def turn(actors: Params, inputs: tuple[Array, Any, Array]) -> tuple[Params, Any]:
-        first, starts, reach = inputs
-        played, returns, blew_up = jax.vmap(play)(actors, starts, reach)
+    def turn(actors: Params, inputs: tuple[Array, Array]) -> tuple[Params, Any]:
+        first, kind = inputs
+        of_kind = jax.tree.map(lambda x: x[kind], (starts, jnp.array(histories)))
+        played, returns, blew_up = jax.vmap(play)(actors, *of_kind)
         adapted, metrics = jax.lax.cond(first, learn, skip, jax.tree.map(lambda x: x[0], played))
         return adapted, (returns, blew_up, metrics)
 
+    # Starts are of two kinds: 0 for data, 1 for evaluation.
+    keys = jax.vmap(lambda key: jax.random.split(key, most))(jax.random.split(start_key))
+    starts = jax.vmap(jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None))(keys, task)
     # Two actors play at a time, in two turns of a loop so that physics is compiled once: first the
-    # meta-trained one for data and to be evaluated, then the adapted ones.
-    which = jnp.array([[0, 1], [1, 1]])  # of starts and histories: 0 for data, 1 for evaluation
-    starts = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(start_key, 2 * most), task)
-    starts = jax.tree.map(lambda x: x.reshape(2, most, *x.shape[1:])[which], starts)
+    # meta-trained one for data and to be evaluated, then the two adapted ones.
     meta = agent.params["actor"]
-    inputs = (jnp.array([True, False]), starts, jnp.array(histories)[which])
+    inputs = (jnp.array([True, False]), jnp.array([[0, 1], [1, 1]]))  # [turn], [turn, actor]
     _, (returns, blew_up, metrics) = jax.lax.scan(turn, _stack(meta, meta), inputs)
     metrics = jax.tree.map(lambda x: x[0], metrics)
     names = ("return_pre", "return_step1", "return_post")

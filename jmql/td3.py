@@ -1,10 +1,9 @@
 """Twin delayed deep deterministic policy gradients (Fujimoto et al. 2018) on a learned context.
 
-    block, for `policy_delay` batches:
-        critic step: y = r + discount (1 - terminated) min_i Q'_i(s', clip(u'(s') + noise))
-                     loss = mean w [(Q1 - y)^2 + (Q2 - y)^2] + lambda |theta - anchor|^2
-        actor step:  loss = -mean w Q1(s, u(s)) + lambda |theta - anchor|^2    } once, after the
-        targets:     theta' <- theta' + tau (theta - theta')                   } first critic step
+    critic step: y = r + discount (1 - terminated) min_i Q'_i(s', clip(u'(s') + noise))
+                 loss = mean w [(Q1 - y)^2 + (Q2 - y)^2] + lambda |theta - anchor|^2
+    actor step:  loss = -mean w Q1(s, u(s)) + lambda |theta - anchor|^2    } after the first of
+    targets:     theta' <- theta' + tau (theta - theta')                   } `policy_delay` steps
 
 The same update serves meta-training (w = 1, no anchor) and adaptation (MQL.md section 2).
 """
@@ -100,11 +99,11 @@ def update(
     batch: Batch,
     noise: Array,
     learning_rate: float,
-    delayed: Array | bool,
+    move_actor: Array | bool,
     anchor: dict[str, Params] | None = None,
     prox_coef: Array | float = 0.0,
 ) -> tuple[AgentState, Metrics]:
-    """Takes a critic step and, where it is their turn, an actor and a target step.
+    """Takes a critic step and, if `move_actor`, an actor step and a step of the targets.
 
     Args:
         config: the learner's numbers.
@@ -113,7 +112,7 @@ def update(
         batch: [B, ...].
         noise: standard normal draws [B, A] of target policy smoothing.
         learning_rate: of both Adams.
-        delayed: [] bool: whether the actor and the targets move too.
+        move_actor: [] bool.
         anchor: weights that the proximal term pulls towards, shaped as `agent.params`.
         prox_coef: lambda [], with an anchor.
 
@@ -145,7 +144,7 @@ def update(
     gradient, (loss, q) = jax.grad(critic_objective, has_aux=True)(agent.params["critic"])
     agent = gradient_step(agent, "critic", gradient)
 
-    def delayed_steps(agent: AgentState) -> tuple[AgentState, Array]:
+    def actor_and_targets(agent: AgentState) -> tuple[AgentState, Array]:
         def objective(params: Params) -> tuple[Array, Array]:
             loss = actor_loss(networks, params, agent.params["critic"], batch)
             return loss + penalty(params, "actor"), loss
@@ -155,8 +154,10 @@ def update(
         targets = optax.incremental_update(agent.params, agent.target_params, config.tau)
         return agent.replace(target_params=targets), loss
 
-    agent, actor = jax.lax.cond(delayed, delayed_steps, lambda agent: (agent, jnp.zeros(())), agent)
-    metrics = {"critic_loss": loss, "actor_loss": actor, "q": q}
+    agent, policy_loss = jax.lax.cond(
+        move_actor, actor_and_targets, lambda agent: (agent, jnp.zeros(())), agent
+    )
+    metrics = {"critic_loss": loss, "actor_loss": policy_loss, "q": q}
     return agent.replace(updates=agent.updates + 1), metrics
 
 
@@ -171,7 +172,7 @@ def train(
     anchor: dict[str, Params] | None = None,
     active: Array | bool = True,
 ) -> tuple[AgentState, Metrics]:
-    """Takes `num` critic steps; the actor and the targets move with every `policy_delay`-th.
+    """Takes `num` critic steps; actor and targets move at the first of each `policy_delay`.
 
     Args:
         config, networks, agent, learning_rate, anchor: as in `update`.
@@ -190,10 +191,9 @@ def train(
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         batch, coef = draw(draw_key)
         noise = jax.random.normal(noise_key, batch.transition.action.shape)
-        # The first step of each block, so that one block is as good as many.
-        delayed = index % config.policy_delay == 0
+        move_actor = index % config.policy_delay == 0  # so even a single step moves it
         agent, new = update(
-            config, networks, agent, batch, noise, learning_rate, delayed, anchor, coef
+            config, networks, agent, batch, noise, learning_rate, move_actor, anchor, coef
         )
         return agent, jax.tree.map(jnp.add, total, new | {"prox_coef": coef})
 

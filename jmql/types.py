@@ -7,7 +7,6 @@ Axis legend, used in every shape comment of this package:
     K  held-out tasks            O  observation size
     T  unroll length             A  action size
     C  replay slots per row      Z  context size
-    D  critic steps in a block
 
 `[E, C, O]` is an array with those axes; `[]` is a scalar.
 """

@@ -167,11 +167,14 @@ def test_all_stages_play_the_same_episodes(state):
     np.testing.assert_array_equal(still["return_pre"], still["return_step1"])
     np.testing.assert_array_equal(still["return_pre"], still["return_post"])
     # More data, other episodes and other histories are other numbers.
-    assert (returns(adapt=idle | {"episodes": 2})["beta_mean"] != still["beta_mean"]).any()
+    much = returns(adapt=idle | {"episodes": 4})
+    assert (much["beta_mean"] != still["beta_mean"]).any()
+    # However much data there is, the evaluation is the same.
+    np.testing.assert_allclose(much["return_pre"], still["return_pre"], rtol=1e-5)
     longer = returns(adapt=idle, evaluate={"history_length": 20})
     assert (longer["return_pre"] != still["return_pre"]).any()
     # The new data is collected with the history of training all the same.
-    np.testing.assert_array_equal(longer["beta_mean"], still["beta_mean"])
+    np.testing.assert_allclose(longer["beta_mean"], still["beta_mean"], rtol=1e-4)
     more = returns(adapt=idle, evaluate={"episodes": 3})
     assert (more["return_pre"] != still["return_pre"]).any()
 
