@@ -179,6 +179,31 @@ def test_all_stages_play_the_same_episodes(state):
     assert (more["return_pre"] != still["return_pre"]).any()
 
 
+def test_data_is_as_much_as_asked_for_from_starts_of_its_own(state, monkeypatch):
+    """Adaptation is replaced by a look at its data; every agent stays the meta-trained one."""
+
+    def look(config, networks, agent, data, memory, key):
+        assert data.valid.shape == (1, 20)
+        data_return = jnp.sum(data.transitions.reward * data.valid)
+        return adapt.Adapted(agent, agent), {"data_return": data_return}
+
+    monkeypatch.setattr(evaluate, "adapt", look)
+
+    def evaluated(episodes):
+        built = tiny.build(tiny.changed(adapt={"episodes": 1}, evaluate={"episodes": episodes}))
+        task, key = jax.tree.map(lambda x: x[0], built.held_out), jax.random.key(5)
+        return jax.jit(
+            lambda agent, memory: evaluate.evaluate_task(
+                built.config, built.env, built.networks, agent, memory, task, key
+            )
+        )
+
+    jax.eval_shape(evaluated(3), state.agent, state.memory)
+    found = jax.device_get(evaluated(1)(state.agent, state.memory))
+    assert found["return_pre"] == found["return_step1"] == found["return_post"]
+    assert abs(found["data_return"] - found["return_pre"]) > 1e-3
+
+
 def test_summary_reports_means_and_the_worst_fifth():
     per_task = {
         "return_pre": jnp.arange(10.0),
