@@ -3,24 +3,26 @@ PYTHON ?= python3
 DEVICE ?= cpu
 VENV := .venv
 JMQL := $(VENV)/bin/jmql
-EXTRA := $(if $(filter cpu,$(DEVICE)),,$(DEVICE))
-STAMP := $(VENV)/.installed$(if $(EXTRA),-$(EXTRA))
+EXTRA := $(filter-out cpu,$(DEVICE))
+STAMP := $(if $(filter-out cuda tpu,$(EXTRA)),no-such-device,$(VENV)/.installed$(if $(EXTRA),-$(EXTRA)))
 
-# `flag,NAME,VALUE` is `--NAME VALUE`, or nothing where VALUE is empty.
-flag = $(if $(strip $(2)),--$(1) $(2))
+# `flag,NAME,VARIABLE` is `--NAME 'VALUE'`, the value as it was given, or nothing where it is empty.
+flag = $(if $(strip $(value $(2))),--$(1) '$(subst ','\'',$(value $(2)))')
+# Else make expands them for the environment of what it runs.
+unexport TASK PROFILE SEED SEEDS RESUME RUN
 
 .DEFAULT_GOAL := help
-.PHONY: help train evaluate bench test lint format lock
+.PHONY: help train evaluate bench test lint format lock no-such-device
 
 help: ## list the commands
 	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
 
 train: $(STAMP) ## TASK=ant_dir [PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
-	@$(JMQL) train $(call flag,task,$(TASK)) $(call flag,profile,$(PROFILE)) $(call flag,seed,$(SEED)) $(call flag,seeds,$(SEEDS)) $(call flag,resume,$(RESUME)) $(ARGS)
+	@$(JMQL) train $(call flag,task,TASK) $(call flag,profile,PROFILE) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) $(call flag,resume,RESUME) $(ARGS)
 
 evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256"]
-	@$(JMQL) evaluate $(call flag,run,$(RUN)) $(ARGS)
+	@$(JMQL) evaluate $(call flag,run,RUN) $(ARGS)
 
 bench: $(STAMP) ## measure speed; a JSON file in experiments/results
 	@$(JMQL) bench $(ARGS)
@@ -42,17 +44,24 @@ lock: $(VENV)/.installed-dev ## renew requirements.lock
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
 	  --no-header --no-annotate pyproject.toml --output-file requirements.lock
 
-$(VENV)/bin/python:
-	@echo 'setting up $(VENV) (once, a minute or two)'
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "JMQL needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
+no-such-device:
+	$(error DEVICE is $(DEVICE); $(if $(filter gpu GPU nvidia CUDA cuda%,$(DEVICE)),did you mean cuda? )valid: cpu, cuda (NVIDIA GPUs), tpu)
+
+# A stamp, for the interpreter is also there where this failed half-way. Nor does `venv` replace the
+# links to another Python of such a try.
+$(VENV)/.created:
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	  echo 'setting up $(VENV) (once, a minute or two)' && \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "JMQL needs Python 3.11 or newer: make PYTHON=python3.12 ...")' && \
+	  rm -f $(VENV)/bin/python* && $(PYTHON) -m venv $(VENV) && \
+	  $(VENV)/bin/python -m pip install --quiet --upgrade pip; }
+	@touch $@
 
 # The lock constrains every version; extras choose what is installed.
-$(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/.created
 	@$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable .
 	@touch $@
 
-$(VENV)/.installed-%: pyproject.toml requirements.lock | $(VENV)/bin/python
+$(VENV)/.installed-%: pyproject.toml requirements.lock | $(VENV)/.created
 	@$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[$*]'
 	@touch $@
