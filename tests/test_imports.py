@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import pathlib
+import re
 import sys
 
 import pytest
@@ -12,9 +13,9 @@ ROOMS = ("jmql", "envs", "experiments")
 FILES = {room: sorted((ROOT / room).rglob("*.py")) for room in ROOMS}
 ENGINES = {"brax", "mujoco", "gymnasium"}
 
-# The direction of DESIGN.md section 1: a module imports from its own level or a lower one.
+# The direction of docs/design.md section 1: a module imports from its own level or a lower one.
 LEVELS = (
-    {"types", "config"},
+    {"types", "config", "keys"},
     {"networks", "replay"},
     {"td3", "rollout"},
     {"propensity", "adapt", "train"},
@@ -106,3 +107,13 @@ def test_jmql_does_not_print_open_files_or_call_the_host():
     for path in FILES["jmql"]:
         calls = {called(node) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)}
         assert not calls & host, path
+
+
+def test_documents_that_are_named_exist():
+    """A document is named by its path from the root of the project."""
+    found = set()
+    for path in (path for room in (*ROOMS, "tests") for path in (ROOT / room).rglob("*.py")):
+        for name in re.findall(r"[\w/.-]+\.md\b", path.read_text()):
+            assert (ROOT / name).is_file(), (path, name)
+            found.add(name)
+    assert found >= {"docs/method.md", "docs/tasks.md", "docs/design.md"}
