@@ -1,4 +1,4 @@
-"""Ant families: run forward or backward, or to a goal (TASKS.md section 1).
+"""Ant families: run forward or backward, or to a goal (docs/tasks.md section 1).
 
 Contact forces are left out of observations and costs: they are zero in MuJoCo 2.0 and later.
 """
@@ -33,6 +33,8 @@ def heading(angle: Array) -> Array:
 class AntDir(Ant):
     """Task `angle`, 0 or pi: reward is the torso's speed that way - 0.5 sum a^2 + 1."""
 
+    worst_reward = -20.0  # more than 17 m/s the wrong way
+
     def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws forward or backward."""
         return {"angle": jnp.pi * jax.random.bernoulli(key).astype(float)}
@@ -63,7 +65,9 @@ class AntGoal(Ant):
     The ranges `radius` (m) and `angle` (rad) cut a sector or a ring out of the disc.
     """
 
+    worst_reward = -60.0  # more than 59 m away: 4 m/s for a whole episode, and the farthest goal
     ranges: ClassVar = {"radius": (0.0, 3.0), "angle": (0.0, 2 * math.pi)}
+    limits: ClassVar = {"radius": (0.0, 10.0), "angle": (-2 * math.pi, 2 * math.pi)}
     splits: ClassVar = {"ood": ({"radius": (0.0, 2.0)}, {"radius": (2.0, 3.0)})}
 
     def draw_task(self, key: Array, ranges: Ranges) -> Task:

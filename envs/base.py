@@ -40,7 +40,7 @@ class EnvState(struct.PyTreeNode):
     terminated: Array  # [] bool: the task ended, there is no value beyond
     truncated: Array  # [] bool: the time limit was reached
     step: Array  # [] int32: steps taken since the episode began
-    blew_up: Array  # [] bool: the physics was not finite, which is why the episode terminated
+    blew_up: Array  # [] bool: the physics was not finite, which is why the episode was truncated
 
 
 class Environment(abc.ABC):
@@ -52,7 +52,9 @@ class Environment(abc.ABC):
     """
 
     action_size: int
+    worst_reward: float  # the least that a step can earn: what is below is raised to it
     ranges: ClassVar[Ranges] = {}  # the benchmark's own
+    limits: ClassVar[Ranges] = {}  # by parameter: the widest range that makes sense
     splits: ClassVar[dict[str, tuple[Ranges, Ranges]]] = {}  # by name: of training, of held-out
 
     def __init__(self, episode_length: int = 200, observe_task: bool = False):
@@ -122,8 +124,9 @@ class Environment(abc.ABC):
     def step(self, state: EnvState, action: Array) -> EnvState:
         """Takes one control step; an action [A] outside [-1, 1] is clipped first.
 
-        Physics that is not finite, or beyond the bound at which MuJoCo calls it unstable, ends the
-        episode, with the observation before it and reward 0.
+        Physics that is not finite, or beyond the bound at which MuJoCo calls it unstable, truncates
+        the episode, with the observation before it and `worst_reward`: to a learner it is worth no
+        more than a step at the worst reward that leads nowhere, so never more than playing on.
         """
         action = jnp.clip(action, -1.0, 1.0)
         physics = self.advance(state.physics, action, state.task)
@@ -131,14 +134,14 @@ class Environment(abc.ABC):
         reward = self.reward(state.physics, physics, action, state.task)
         finite = (jnp.abs(observation) < _LIMIT).all() & (jnp.abs(reward) < _LIMIT)
         step = state.step + 1
-        terminated = self.unhealthy(physics) | ~finite
+        terminated = self.unhealthy(physics) & finite
         return EnvState(
             physics=physics,
             task=state.task,
             observation=jnp.where(finite, observation, state.observation),
-            reward=jnp.where(finite, reward, 0.0),
+            reward=jnp.maximum(jnp.where(finite, reward, -jnp.inf), self.worst_reward),
             terminated=terminated,
-            truncated=(step >= self.episode_length) & ~terminated,
+            truncated=((step >= self.episode_length) | ~finite) & ~terminated,
             step=step,
             blew_up=~finite,
         )

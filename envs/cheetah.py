@@ -1,4 +1,4 @@
-"""Half-cheetah families: run forward or backward, or at a given speed (TASKS.md section 1)."""
+"""Half-cheetah families: run forward or backward, or at a given speed (docs/tasks.md section 1)."""
 
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ class Cheetah(BraxEnvironment):
 
     model = "half_cheetah.xml"
     engines: ClassVar = {"spring": _SOFT, "positional": _SOFT, "generalized": _STIFF, "mjx": _STIFF}
+    worst_reward = -25.0  # more than 20 m/s away from what is asked for
 
     def observe(self, physics: Any, task: Task) -> Array:
         """Joint positions without x, velocities, and where the torso is."""
@@ -56,6 +57,7 @@ class CheetahVel(Cheetah):
     """
 
     ranges: ClassVar = {"velocity": (0.0, 3.0)}
+    limits: ClassVar = {"velocity": (-10.0, 10.0)}
     splits: ClassVar = {
         "ood": ({"velocity": (0.0, 2.5)}, {"velocity": (2.5, 3.0)}),
         "medium": ({"velocity": (0.0, 2.5)}, {"velocity": (2.5, 3.0)}),

@@ -1,4 +1,4 @@
-"""Humanoid family: run in a direction (TASKS.md section 1).
+"""Humanoid family: run in a direction (docs/tasks.md section 1).
 
 Contact forces are zero in MuJoCo 2.0 and later: the observation shows the zeros, so that its size
 is that of the benchmark, and the cost leaves them out. Only mjx runs it: inertias, velocities and
@@ -23,7 +23,9 @@ class HumanoidDir(BraxEnvironment):
     over the length of a physics step, - 0.1 sum a^2 + 5.
     """
 
+    worst_reward = -20.0  # more than 19 m/s the wrong way
     ranges: ClassVar = {"angle": (0.0, 2 * math.pi)}
+    limits: ClassVar = {"angle": (-2 * math.pi, 2 * math.pi)}
     splits: ClassVar = {
         "ood": ({"angle": (0.0, 1.5 * math.pi)}, {"angle": (1.5 * math.pi, 2 * math.pi)})
     }

@@ -13,7 +13,9 @@ class PointGoal(Environment):
     """Task `goal` [2], on the half circle of radius 1 above the start: reward -distance."""
 
     action_size = 2
+    worst_reward = -30.0  # as far away as an episode can take it
     ranges: ClassVar = {"angle": (0.0, math.pi)}
+    limits: ClassVar = {"angle": (-2 * math.pi, 2 * math.pi)}
     splits: ClassVar = {
         "ood": ({"angle": (0.0, 0.75 * math.pi)}, {"angle": (0.75 * math.pi, math.pi)})
     }
@@ -43,6 +45,8 @@ class PointGoal(Environment):
 
 class PointSparse(PointGoal):
     """As PointGoal, with reward 1 within 0.2 of the goal and 0 elsewhere."""
+
+    worst_reward = 0.0
 
     def reward(self, before: Any, after: Array, action: Array, task: Task) -> Array:
         """Whether the goal is near."""

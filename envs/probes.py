@@ -14,6 +14,7 @@ class Probe(Environment):
     """One action, one number to see, one task, and no randomness unless a probe says so."""
 
     action_size = 1
+    worst_reward = -3.0
 
     def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """The only task, which has nothing to say."""

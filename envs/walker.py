@@ -1,4 +1,4 @@
-"""Walker family: run forward on a body of another build (TASKS.md section 1).
+"""Walker family: run forward on a body of another build (docs/tasks.md section 1).
 
 Only mjx runs it: Brax's spring and positional engines read neither damping nor inertia.
 """
@@ -22,7 +22,9 @@ class WalkerParams(BraxEnvironment):
     The range `exponent` is of the exponent's size; its sign is drawn apart.
     """
 
+    worst_reward = -20.0  # more than 20 m/s backward
     ranges: ClassVar = {"exponent": (0.0, 3.0)}
+    limits: ClassVar = {"exponent": (0.0, 6.0)}
     splits: ClassVar = {"ood": ({"exponent": (0.0, 2.0)}, {"exponent": (2.0, 3.0)})}
 
     model = "walker2d.xml"

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import envs
-from experiments import presets, run, terminal, train
+from experiments import memory, presets, run, train
 from experiments.presets import RunConfig
 from experiments.run import Setup
 from experiments.terminal import console
 from jmql import evaluate, replay, rollout, td3
+from jmql.config import LARGEST_INT, ConfigError
 from jmql.types import Array, Batch, Key
 
 _LEARNER_TASKS = ("cheetah_dir", "ant_dir")
@@ -37,10 +38,25 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
         repeats: timed calls of each program; the median counts.
         parts: what is measured.
     """
+    if not 1 <= repeats <= LARGEST_INT:
+        raise ConfigError(f"repeats is {repeats}; it must be at least 1")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"out is {out}; it must be a folder that can be written: {error}"
+        ) from None
+    run.refuse_unwritable(out)
     cast(Any, jax.config).update("jax_enable_compilation_cache", False)  # compiling is measured
     results: list[dict[str, Any]] = []
     record = run.describe(_paper("cheetah_dir"))
     source = {"git_commit": record["git_commit"], "repeats": repeats}
+    device = record["platform"] + "-" + record["device"].replace(" ", "-").lower()
+    path = out / f"bench-{device}.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is not what a benchmark has written; move it away") from None
 
     def add(part: str, what: str, size: str, measured: dict[str, Any]) -> None:
         results.append({"part": part, "what": what, "size": size} | measured | source)
@@ -74,20 +90,20 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
             config = presets.preset(task, profile)
             measured = {"compile_seconds": train.compiled(run.setup(config))[1]}
             add("cycle", f"{task} {config.backend}", profile, measured)
-    memory = {
+    replay_bytes = {
         task: bytes_per_transition(run.setup(_paper(task))) for task in presets.tasks("paper")
     }
-    for task, size in memory.items():
+    for task, size in replay_bytes.items():
         console.print(f"replay {task}: {size:.0f} bytes per transition")
 
     left_out = ("config", "group", "backend", "seeds", "git_commit")
     record = {k: v for k, v in record.items() if k not in left_out}
-    out.mkdir(parents=True, exist_ok=True)
-    device = record["platform"] + "-" + record["device"].replace(" ", "-").lower()
-    path = out / f"bench-{device}.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
     results = [x for x in before if x["part"] not in parts] + results
-    record |= {"command": "make bench", "results": results, "replay_bytes_per_transition": memory}
+    record |= {
+        "command": "make bench",
+        "results": results,
+        "replay_bytes_per_transition": replay_bytes,
+    }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console.print(f"written to {path}", soft_wrap=True)
 
@@ -144,8 +160,8 @@ def adaptation(setup: Setup, repeats: int) -> dict[str, Any]:
 
 def bytes_per_transition(setup: Setup) -> float:
     """Replay memory over transitions kept."""
-    memory = jax.eval_shape(setup.init, setup.keys).memory
-    return terminal.size(memory.data) / memory.data.reward.size
+    kept = setup.shapes.memory.data
+    return memory.size(kept) / kept.reward.size
 
 
 def measure(

@@ -14,14 +14,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
-import tyro
-
-import envs
-from experiments import presets
 from experiments.presets import RunConfig, RunFailed
+from experiments.stop import Stop
+from experiments.view import View
 from jmql.config import ConfigError, flatten
+
+# What takes long to import, JAX before all, is imported where it is used: a signal in the first
+# seconds of a training must find it ready to answer.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"jmql: {error}", file=sys.stderr)
         sys.exit(2)
     except (RunFailed, KeyboardInterrupt) as error:
-        print(f"jmql: {error or 'interrupted'}", file=sys.stderr)
+        print(f"jmql: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -78,7 +79,15 @@ def _run(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
-    from experiments import run, train
+    with Stop() as stop:
+        from experiments import train
+
+        return train.train(_train_config(words), stop)
+
+
+def _train_config(words: list[str]) -> RunConfig:
+    import envs
+    from experiments import presets, run
 
     resume = _value(words, "resume")
     if resume is not None:
@@ -93,15 +102,18 @@ def _train(words: list[str]) -> int:
                     f"{name} is {old[name]} in {resume} and cannot become {new[name]}; valid:"
                     f" changes of {', '.join(sorted(run.FREE))}"
                 )
-        return train.train(config)
+        return config
+    task = _value(words, "task")
+    if task is None and {"-h", "--help"} & set(words):
+        return _parse(RunConfig, "train", words, RunConfig())  # prints, and exits
     # Task, profile and backend choose the defaults that all other flags change.
-    task = _known("task", _value(words, "task"), envs.FAMILIES)
+    task = _known("task", task, envs.FAMILIES)
     profile = _known(
         f"profile of {task}", _value(words, "profile", "quick"), presets.profiles(task)
     )
     config = _parse(RunConfig, "train", words, presets.preset(task, profile))
     _known(f"backend of {task}", config.backend, envs.FAMILIES[task].backends)
-    return train.train(config)
+    return config
 
 
 def _evaluate(words: list[str]) -> int:
@@ -141,6 +153,8 @@ def _value(words: list[str], flag: str, default: str | None = None) -> str | Non
 
 def _parse(kind: Any, command: str, words: list[str], default: Any = None) -> Any:
     """Parses flags with tyro, its error boxes turned into one line."""
+    import tyro
+
     error, chosen = io.StringIO(), {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(error):
@@ -179,7 +193,13 @@ def _quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.captureWarnings(True)
     logging.getLogger().handlers = [logging.NullHandler()]
+    # Where a save fails, orbax closes its event loop while threads of tensorstore still report to
+    # it, and their errors have no caller.
+    sys.unraisablehook = lambda it: logging.error(
+        "%s: %r", it.err_msg or "ignored in", it.object, exc_info=it.exc_value
+    )
     logging.raiseExceptions = False  # a full disk cannot take a log line either
+    sys.stdout, sys.stderr = cast(TextIO, View(sys.stdout)), cast(TextIO, View(sys.stderr))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from experiments.presets import RunFailed
 from experiments.run import Setup
 from jmql import rollout
 from jmql.config import ConfigError
+from jmql.keys import derive
 from jmql.types import Array, Key, Params, Task
 
 BODY, EDGE, SHADOW, ACCENT, QUIET = "#64748b", "white", "#e2e8f0", "#c2410c", "#475569"
@@ -67,7 +68,7 @@ def play(env: Any, steps: int, task: Task, key: Key) -> tuple[Array, Array, Arra
     def step(carry: tuple[Any, Array], action: Array) -> Any:
         state, alive = carry
         state = env.step(state, action)
-        alive = alive & ~state.terminated
+        alive = alive & ~(state.terminated | state.truncated)
         reward = jnp.where(alive, state.reward, 0.0)
         return (state, alive), (env.capsules(state.physics).ends, reward)
 
@@ -198,7 +199,7 @@ def walk(setup: Setup, actor_params: Params, key: Key) -> Array:
             row, on = carry
             row, transition = rollout.act(env, policy, row, key)
             place = jnp.where(on, env.torso(row.env_state.physics)[:2], jnp.nan)
-            return (row, on & ~transition.terminated), place
+            return (row, on & ~(transition.terminated | transition.truncated)), place
 
         row = rollout.begin(env, start, setup.config.network.history_length)
         keys = jax.random.split(key, env.episode_length)
@@ -223,9 +224,9 @@ def draw_paths(folder: Path, picture: Path) -> None:
     trained = run.trained(folder, setup)
     untrained = jax.jit(lambda keys: setup.init(keys).agent)(setup.keys)
     paths = jax.jit(functools.partial(walk, setup))
-    # Not the key that the run itself began with.
-    key = jax.random.fold_in(setup.keys[0], int(trained.env_steps[0]))
-    after = f"after {int(trained.env_steps[0]):,} steps, before adaptation"
+    key = derive(setup.keys[0], "picture")
+    steps = int(trained.rounds[0]) * setup.config.steps_per_round
+    after = f"after {steps:,} steps, before adaptation"
     agents = {"untrained": untrained, after: trained.agent}
     walked = {
         name: np.asarray(paths(jax.tree.map(lambda x: x[0], agent.params["actor"]), key))

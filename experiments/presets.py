@@ -1,13 +1,17 @@
 """What a run is made of, and the numbers of every (task, profile)."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import pydantic
 
 from jmql.config import (
     AdaptConfig,
     CollectConfig,
     Config,
+    ConfigError,
     EvaluateConfig,
     NetworkConfig,
     PropensityConfig,
@@ -56,7 +60,7 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
-# Meta-Q-Learning's released commands, as tabulated in MQL.md section 3. Rows are the training
+# Meta-Q-Learning's released commands, tabulated in docs/method.md section 3. Rows are the training
 # tasks; unroll, updates and rounds give the reference's updates per environment step and an
 # evaluation about every 10,000 steps. Warm-up is max(10,000, tasks * steps per task).
 _PAPER: dict[str, dict[str, Any]] = {
@@ -195,18 +199,26 @@ def preset(task: str, profile: str) -> RunConfig:
     return RunConfig(task=task, profile=profile, **_PROFILES[profile][task])
 
 
-def from_dict(default: Any, values: dict[str, Any]) -> Any:
-    """Returns a configuration read back from JSON; `default` gives the types."""
-    changes = {}
-    for name, value in values.items():
-        old = getattr(default, name)
-        if dataclasses.is_dataclass(old):
-            changes[name] = from_dict(old, value)
-        else:
-            changes[name] = _tuples(value)
-    return dataclasses.replace(default, **changes)
+def from_json(text: str) -> RunConfig:
+    """Returns a configuration from its JSON; settings that it does not name have their defaults.
+
+    Raises:
+        ConfigError: it is not a configuration; the message names the setting.
+    """
+    try:
+        config = pydantic.TypeAdapter(RunConfig).validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "config"
+        raise ConfigError(f"{name} is {first['input']!r}: {first['msg']}") from None
+    unknown = _names(json.loads(text)) - _names(dataclasses.asdict(config))
+    if unknown:
+        raise ConfigError(f"there is no setting {min(unknown)}")
+    return config
 
 
-def _tuples(value: Any) -> Any:
-    """Returns what JSON made a list as the tuple that it was."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _names(settings: dict[str, Any], prefix: str = "") -> set[str]:
+    names = set()
+    for name, value in settings.items():
+        names |= _names(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+    return names

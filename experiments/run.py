@@ -14,6 +14,8 @@ import logging
 import os
 import secrets
 import subprocess
+import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +27,13 @@ import numpy as np
 
 import envs
 from envs.base import Environment
-from experiments import presets
+from experiments import memory, presets
 from experiments.presets import RunConfig, RunFailed
 from experiments.terminal import console
 from jmql import config, evaluate, networks, train
 from jmql.checkpoint import Checkpoints, Mismatch, Unreadable
-from jmql.config import ConfigError
+from jmql.config import LARGEST_SEED, ConfigError
+from jmql.keys import derive
 from jmql.networks import Networks
 from jmql.train import TrainState
 from jmql.types import Task
@@ -49,16 +52,18 @@ class Setup:
     train_tasks: Task  # leaves [config.tasks.train, ...]
     held_out: Task  # leaves [K, ...]
     held_out_ranges: dict[str, tuple[float, float]]  # what they were drawn from
+    shapes: TrainState  # of every seed, leaves [S, ...]
 
     def init(self, keys: jax.Array) -> Any:
         """Returns the TrainState of every seed, leaves [S, ...], for keys [S]."""
         one = functools.partial(train.init, self.config, self.env, self.networks, self.train_tasks)
         return jax.vmap(one)(keys)
 
-    def cycle(self, state: Any, rounds: jax.Array, warmup: jax.Array) -> Any:
+    def cycle(self, state: Any, rounds: jax.Array, warmup: jax.Array, measured: jax.Array) -> Any:
         """Runs `evaluate.cycle` for every seed, leaves of state and results [S, ...]."""
         one = functools.partial(evaluate.cycle, self.config, self.env, self.networks, self.held_out)
-        return jax.vmap(one, in_axes=(0, None, None))(state, rounds, warmup)
+        updates = state.agent.updates[0]  # of every seed
+        return jax.vmap(one, in_axes=(0, *[None] * 4))(state, rounds, warmup, measured, updates)
 
     @property
     def keys(self) -> jax.Array:
@@ -78,8 +83,11 @@ def setup(run: RunConfig) -> Setup:
         ConfigError: the configuration cannot work.
     """
     config.validate(run)
-    if run.seed < 0 or run.seeds < 1:
-        raise ConfigError(f"seed is {run.seed} and seeds is {run.seeds}; valid: from 0 and from 1")
+    if run.seeds < 1 or not 0 <= run.seed <= LARGEST_SEED + 1 - run.seeds:
+        raise ConfigError(
+            f"seed is {run.seed} and seeds is {run.seeds}; valid: at least one, from 0 to"
+            f" {LARGEST_SEED:,}"
+        )
     if not 0 <= run.checkpoint.minutes < float("inf"):
         raise ConfigError(
             f"checkpoint.minutes is {run.checkpoint.minutes}; it must be at least 0 and finite"
@@ -91,16 +99,31 @@ def setup(run: RunConfig) -> Setup:
     train_ranges, held_out_ranges = split(env, run.task, run.split)
     train_ranges |= explicit(env, run.task, run.tasks.train_ranges)
     held_out_ranges |= explicit(env, run.task, run.tasks.held_out_ranges)
-    # One key for both draws, so that no held-out task is a training task (but see `-dir`).
-    train_key, held_out_key = jax.random.split(jax.random.key(run.tasks.seed))
-    return Setup(
-        run,
-        env,
-        networks.make(run.network, env.action_size),
-        env.sample_tasks(train_key, run.tasks.train, train_ranges),
-        env.sample_tasks(held_out_key, run.tasks.held_out, held_out_ranges),
-        held_out_ranges,
+    modules, key = networks.make(run.network, env.action_size), jax.random.key(run.tasks.seed)
+
+    def draw(purpose: str, num: int, ranges: dict[str, Any]) -> Task:
+        return env.sample_tasks(derive(key, purpose), num, ranges)
+
+    def train_tasks() -> Task:
+        return draw("training tasks", run.tasks.train, train_ranges)
+
+    def held_out() -> Task:
+        return draw("held-out tasks", run.tasks.held_out, held_out_ranges)
+
+    def init(keys: jax.Array, tasks: Task) -> TrainState:
+        return jax.vmap(functools.partial(train.init, run, env, modules, tasks))(keys)
+
+    # Nothing is allocated before it is known to fit.
+    keys = jax.ShapeDtypeStruct((run.seeds,), key.dtype)
+    shapes = jax.eval_shape(init, keys, jax.eval_shape(train_tasks))
+    count = memory.needed(run, env, shapes, run.tasks.held_out)
+    count += memory.size(jax.eval_shape(held_out))
+    memory.refuse_too_much(
+        f"a run of seeds {run.seeds}, collect.rows {run.collect.rows}, collect.replay_capacity"
+        f" {run.collect.replay_capacity} and tasks.held_out {run.tasks.held_out}",
+        count,
     )
+    return Setup(run, env, modules, train_tasks(), held_out(), held_out_ranges, shapes)
 
 
 def split(env: Environment, task: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,15 +145,26 @@ def explicit(env: Environment, task: str, ranges: config.Ranges) -> dict[str, An
     """Returns ranges as they are set by hand.
 
     Raises:
-        ConfigError: the family has no such parameter, or a range is empty.
+        ConfigError: the family has no such parameter, it is given twice, or its range is empty or
+            beyond the family's limits.
     """
+    given: dict[str, tuple[float, float]] = {}
     for name, low, high in ranges:
         if name not in env.ranges:
             valid = ", ".join(env.ranges) or "none, for its tasks are a fixed few"
             raise ConfigError(f"{task} draws no {name!r}; valid: {valid}")
-        if not low < high < float("inf"):
+        if name in given:
+            raise ConfigError(f"the range of {name} is given twice; valid: once")
+        lowest, highest = env.limits[name]
+        if not lowest <= low <= high <= highest:
+            raise ConfigError(
+                f"the range of {name} is {low:g} to {high:g}; valid: within {lowest:g} to"
+                f" {highest:g}"
+            )
+        if not np.float32(low) < np.float32(high):
             raise ConfigError(f"the range of {name} is {low:g} to {high:g}; it must rise")
-    return {name: (low, high) for name, low, high in ranges}
+        given[name] = (low, high)
+    return given
 
 
 def create(setup: Setup) -> Path:
@@ -153,6 +187,15 @@ def create(setup: Setup) -> Path:
     except OSError as error:
         raise RunFailed(f"no run directory can be made in {parent}: {error}") from None
     return folder
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raises RunFailed if no file can be made in a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunFailed(f"{folder} cannot be written to: {error}") from None
 
 
 def write_record(folder: Path, config: RunConfig) -> dict[str, Any]:
@@ -193,6 +236,25 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a disk may refuse; what should be in it is then in the way of nothing."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, delay=True, encoding="utf-8")
+        self._path = path
+        self.where = ""  # the traceback is, or why it is nowhere
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.where = f"traceback in {self._path}"
+        try:
+            super().emit(record)
+        except OSError as error:  # it cannot be opened
+            self.where = f"the traceback is lost ({error})"
+
+    def handleError(self, _: logging.LogRecord) -> None:  # it cannot be written to
+        self.where = f"the traceback is lost ({sys.exc_info()[1]})"
+
+
 @contextlib.contextmanager
 def logged(folder: Path) -> Iterator[None]:
     """Sends warnings, and the traceback of an error, to log.txt of a folder.
@@ -200,21 +262,18 @@ def logged(folder: Path) -> Iterator[None]:
     Raises:
         RunFailed: the error in one line.
     """
-    handler = logging.FileHandler(folder / "log.txt", delay=True, encoding="utf-8")
+    handler = _LogFile(folder / "log.txt")
     logging.getLogger().addHandler(handler)
     try:
         yield
     except ConfigError:
         raise
-    except RunFailed as error:
-        logging.exception("the run failed")
-        raise RunFailed(f"{error}; traceback in {folder / 'log.txt'}") from error
     except Exception as error:
         logging.exception("the run failed")
-        summary = str(error).strip().partition("\n")[0]
-        raise RunFailed(
-            f"{type(error).__name__}: {summary}; traceback in {folder / 'log.txt'}"
-        ) from error
+        summary = str(error)
+        if not isinstance(error, RunFailed):
+            summary = f"{type(error).__name__}: {summary.strip().partition(chr(10))[0]}"
+        raise RunFailed(f"{summary}; {handler.where}") from error
     finally:
         logging.getLogger().removeHandler(handler)
         with contextlib.suppress(OSError):  # the disk is full
@@ -259,9 +318,13 @@ def read_config(folder: Path) -> RunConfig:
     """
     try:
         record = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        return presets.from_dict(RunConfig(), record["config"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        settings = json.dumps(record["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _not_a_run(folder, error) from None
+    try:
+        return presets.from_json(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / _CONFIG} is not what a run has written: {error}") from None
 
 
 def load(folder: Path, config: RunConfig) -> Setup:
@@ -276,12 +339,22 @@ def load(folder: Path, config: RunConfig) -> Setup:
     """
     new = setup(config)
     tasks = {"train": new.train_tasks, "held_out": new.held_out}
+    path = folder / _TASKS
     try:
-        with np.load(folder / _TASKS) as file:
-            leaves = [jnp.asarray(file[name]) for name in _by_name(tasks)]
+        with np.load(path) as file:
+            leaves = {name: file[name] for name in _by_name(tasks)}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _not_a_run(folder, error) from None
-    tasks = jax.tree.unflatten(jax.tree.structure(tasks), leaves)
+    for name, drawn in _by_name(tasks).items():
+        saved = leaves[name]
+        if (saved.shape, saved.dtype) != (drawn.shape, drawn.dtype):
+            raise ConfigError(
+                f"{path} is not what a run of {folder / _CONFIG} has written: {name} is"
+                f" {saved.dtype}{list(saved.shape)} and should be {drawn.dtype}{list(drawn.shape)}"
+            )
+    tasks = jax.tree.unflatten(
+        jax.tree.structure(tasks), [jnp.asarray(leaf) for leaf in leaves.values()]
+    )
     return dataclasses.replace(new, train_tasks=tasks["train"], held_out=tasks["held_out"])
 
 
@@ -302,10 +375,6 @@ def saved(config: RunConfig, state: TrainState) -> TrainState:
     return state if config.checkpoint.replay else state.replace(memory=None, actors=None)
 
 
-# Folded into a key whose children are those of the next round: any number that is not small.
-_NEW_ROWS = 0x726F7773
-
-
 def restore(folder: Path, setup: Setup, files: Checkpoints) -> tuple[TrainState, list[int]]:
     """Reads the newest TrainState [S, ...] that is whole. Without its replay, that is empty.
 
@@ -317,7 +386,7 @@ def restore(folder: Path, setup: Setup, files: Checkpoints) -> tuple[TrainState,
         ConfigError: the checkpoint is another run's.
         RunFailed: there are checkpoints, and none can be read.
     """
-    like = jax.eval_shape(lambda keys: saved(setup.config, setup.init(keys)), setup.keys)
+    like = saved(setup.config, setup.shapes)
     complaints = io.StringIO()  # of tensorstore's threads about a torn file
     try:
         with contextlib.redirect_stderr(complaints):
@@ -331,8 +400,8 @@ def restore(folder: Path, setup: Setup, files: Checkpoints) -> tuple[TrainState,
     damaged = list(found.damaged)
     if setup.config.checkpoint.replay:
         return found.state, damaged
-    kept = {name: getattr(found.state, name) for name in ("agent", "key", "env_steps")}
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, _NEW_ROWS))(found.state.key)
+    kept = {name: getattr(found.state, name) for name in ("agent", "key", "rounds")}
+    keys = jax.vmap(lambda key: derive(key, "rows anew"))(found.state.key)
     return jax.jit(setup.init)(keys).replace(**kept), damaged
 
 

@@ -1,5 +1,6 @@
-"""Signals: SIGTERM and Ctrl-C end a run after the cycle in flight, a second Ctrl-C at once."""
+"""Signals: SIGTERM, SIGHUP or Ctrl-C end a run after a cycle, a second Ctrl-C at once."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,25 +12,23 @@ SAVED = 33  # exit code: stopped by a signal, and saved; resuming goes on exactl
 
 
 class Stop:
-    """Remembers the first SIGTERM or SIGINT, while it is entered.
+    """Remembers the first SIGTERM, SIGHUP or SIGINT, while it is entered.
 
     Before `ready` is set there is nothing to save, and after `saved` is set nothing more: a signal
-    then ends the process at once.
-
-    Args:
-        resume: the command that goes on, for the user.
+    then ends the process at once. What the process was started to ignore (nohup) stays ignored.
     """
 
-    def __init__(self, resume: str):
+    def __init__(self) -> None:
         self.signal: str | None = None  # the signal's name, once there was one
         self.ready = False
         self.saved = False  # set once there is nothing more to save
-        self._resume = resume
+        self.again = "the same command"  # what goes on, for the user
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,10 +45,10 @@ class Stop:
 
     def _handle(self, number: int, _: Any) -> None:
         if self.saved or not self.ready:
-            _say(f"stopped, nothing is lost; go on with: {self._resume}")
+            _say(f"stopped, nothing is lost; go on with: {self.again}")
             os._exit(SAVED)
         if self.signal and number == signal.SIGINT:
-            _say(f"gave up the cycle in flight; go on with: {self._resume}")
+            _say(f"gave up the cycle in flight; go on with: {self.again}")
             os._exit(1)
         self.signal = signal.Signals(number).name
         _say(f"{self.signal}: saving after the cycle in flight (Ctrl-C: stop now)")
@@ -57,4 +56,5 @@ class Stop:
 
 def _say(text: str) -> None:
     """Prints a line, also while a library's complaints are being kept from the terminal."""
-    print(f"jmql: {text}", file=sys.__stderr__, flush=True)
+    with contextlib.suppress(OSError):  # the terminal is gone
+        print(f"jmql: {text}", file=sys.__stderr__, flush=True)

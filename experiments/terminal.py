@@ -1,6 +1,7 @@
 """What the user sees: the header, the progress bar and the final table."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,16 +11,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Te
 from rich.table import Table
 from rich.text import Text
 
+from envs.base import Environment
 from jmql.types import Task
 
 STAGES = {"return_pre": "before", "return_step1": "after step 1", "return_post": "after step 2"}
 
-console = Console(highlight=False)
-
-
-def size(tree: Any) -> int:
-    """Returns the bytes of a pytree of arrays or shapes."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+# What is printed is shown as it is: paths may look like markup.
+console = Console(highlight=False, markup=False, emoji=False)
 
 
 def human_bytes(count: float) -> str:
@@ -28,7 +26,7 @@ def human_bytes(count: float) -> str:
         if count < 1000:
             return f"{count:.0f} {unit}"
         count /= 1000
-    return f"{count:.1f} GB"
+    return f"{count:,.1f} GB"
 
 
 def human_time(seconds: float) -> str:
@@ -50,6 +48,8 @@ class _Numbers(ProgressColumn):
             )
             if task.fields["left"] is not None:
                 shown += f" · {human_time(task.fields['left'])} left"
+            if task.fields["troubles"]:
+                shown += f" · {task.fields['troubles']}"
         return Text(shown)
 
 
@@ -59,7 +59,7 @@ class Bar:
     def __init__(self, name: str, total: int, done: int = 0):
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             _Numbers(),
             console=console,
@@ -75,12 +75,28 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def advance(self, done: int) -> None:
+        """Shows the steps done, of a part without an evaluation."""
+        self._progress.update(self._task, completed=done)
+
     def update(
-        self, done: int, pre: float, post: float, updates: float, left: float | None
+        self,
+        done: int,
+        pre: float,
+        post: float,
+        updates: float,
+        left: float | None,
+        troubles: str,
     ) -> None:
-        """Shows where the run is: steps, mean returns, updates a second, seconds left."""
+        """Shows where the run is: steps, mean returns, updates and seconds left, `troubles`."""
         self._progress.update(
-            self._task, completed=done, pre=pre, post=post, updates=updates, left=left
+            self._task,
+            completed=done,
+            pre=pre,
+            post=post,
+            updates=updates,
+            left=left,
+            troubles=troubles,
         )
         if not console.is_terminal:
             task = self._progress.tasks[self._task]
@@ -112,8 +128,54 @@ def table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, list[str
     console.print(result)
 
 
-def warn_if_reuse_is_off(zero_share: float) -> None:
-    """Says so when the propensity found nothing in replay that looks like the new tasks."""
+def troubles(training: float, evaluation: float, failed: float) -> str:
+    """Says how many episodes of training and of evaluation had physics that was not finite, and
+    how many adaptations ended in weights that are not; "" if none did.
+    """
+    parts = (
+        (training, "training episodes blew up"),
+        (evaluation, "evaluation episodes blew up"),
+        (failed, "adaptations failed"),
+    )
+    return ", ".join(f"{count:,.0f} {what}" for count, what in parts if count)
+
+
+def warn_of_troubles(
+    training: float,
+    evaluation: float,
+    failed: float,
+    failures: Sequence[Sequence[int]],
+    names: Sequence[str],
+    env: Environment,
+) -> None:
+    """Says what went wrong where, and how it counts.
+
+    Args:
+        training, evaluation, failed: as in `troubles`.
+        failures: whether adaptation failed, [S, K].
+        names: of the K tasks.
+        env: the family.
+    """
+    text = troubles(training, evaluation, failed)
+    if not text:
+        return
+    worst, length = env.worst_reward, env.episode_length
+    text = f"note: {text}; every step that an episode had left counts as {worst:g}"
+    if failed:
+        where = sorted({names[k] for seed in failures for k, bad in enumerate(seed) if bad})
+        text += f", the return of a failed adaptation as {worst * length:g}; failed on"
+        text += f" {', '.join(where[:8])}{' and others' if len(where) > 8 else ''}"
+    console.print(text, soft_wrap=True)
+
+
+def warn_if_reuse_is_off(zero_shares: Iterable[float | None]) -> None:
+    """Says so when the propensity found nothing in replay that looks like the new tasks.
+
+    Args:
+        zero_shares: of importance weights, of every seed; None or NaN where there is none.
+    """
+    known = [share for share in zero_shares if share is not None and math.isfinite(share)]
+    zero_share = sum(known) / max(1, len(known))
     if zero_share > 0.95:
         console.print(
             f"note: {zero_share:.0%} of the importance weights are zero: adaptation reused next"

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.presets import RunConfig
 from experiments.run import seeds
+from jmql.config import ConfigError
 
 log = logging.getLogger("jmql")
 
@@ -27,11 +28,29 @@ _ANSWER_TIMEOUT, _INIT_TIMEOUT, _FINISH_TIMEOUT = 3, 10, 15
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Returns all rows of a run's metrics.jsonl; a torn last line is none, as a missing file is."""
-    if not (folder / METRICS).exists():
-        return []
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Returns all rows of a run's metrics.jsonl; a torn last line is none, as a missing file is.
+
+    Raises:
+        ConfigError: a line is not what a run has written; the message names it.
+    """
+    path = folder / METRICS
+    return [_row(path, i, line) for i, line in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """Returns the whole lines of a file with their numbers, from 1."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [(i, line) for i, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if {"seed", "env_steps", "updates"} <= row.keys():
+            return dict(row)
+    except (ValueError, AttributeError):
+        pass
+    raise ConfigError(f"line {number} of {path} is damaged; valid: the lines that the run wrote")
 
 
 def drop_rows(folder: Path, steps: int) -> None:
@@ -39,13 +58,12 @@ def drop_rows(folder: Path, steps: int) -> None:
     path = folder / METRICS
     if not path.exists():
         return
-    with path.open("r+b") as file:
-        kept = 0
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["env_steps"] > steps:
-                break
-            kept += len(line)
-        file.truncate(kept)
+    kept = 0
+    for number, line in _lines(path):
+        if _row(path, number, line)["env_steps"] > steps:
+            break
+        kept += len(line)
+    os.truncate(path, kept)
 
 
 def wandb_mode(asked: str, environment: Mapping[str, str]) -> str:
@@ -151,13 +169,15 @@ class Tracker:
     def _start(self, folder: Path, config: RunConfig, record: dict[str, Any], mode: str) -> None:
         import wandb
 
+        run_id = folder.resolve().name  # also of `--resume .`
+
         def init(seed: int, mode: Any) -> Any:
             run = wandb.init(
                 project=config.tracking.project,
                 group=record["group"],
                 job_type="train",
-                id=f"{folder.name}-s{seed}",
-                name=f"{config.task}-{folder.name}-s{seed}",
+                id=f"{run_id}-s{seed}",
+                name=f"{config.task}-{run_id}-s{seed}",
                 tags=[config.task, config.profile, record["device"]],
                 config=record,
                 dir=folder,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -12,21 +13,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import run, terminal, tracking
+from experiments import memory, run, terminal, tracking
 from experiments.presets import RunConfig, RunFailed
 from experiments.run import Setup
 from experiments.stop import SAVED, Stop
 from experiments.terminal import STAGES, console
 from experiments.tracking import Tracker, to_rows
 from jmql.checkpoint import Checkpoints
+from jmql.config import ConfigError
 from jmql.train import TrainState
+
+# Episodes whose physics was not finite, in training and in evaluation, and adaptations whose
+# weights were not.
+TROUBLES = ("collect/blew_up", "eval/blew_up", "adapt/failed")
 
 Save = Callable[[TrainState, int, bool], None]
 Rows = list[dict[str, Any]]  # what metrics.jsonl says of one cycle, a row for each seed
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, stop: Stop) -> int:
     """Meta-trains, adapts and evaluates, from the start or from where a run stopped.
+
+    Args:
+        config: of the run.
+        stop: entered.
 
     Returns:
         The exit code: 0, or `stop.SAVED` after a signal.
@@ -38,14 +48,14 @@ def train(config: RunConfig) -> int:
     if config.resume:
         folder = Path(config.resume)
         setup = run.load(folder, dataclasses.replace(config, resume=""))
+        run.refuse_unwritable(folder)
     else:
         setup = run.setup(config)
         folder = run.create(setup)
-    again = f"make train RESUME={folder}"
+    stop.again = f"make train RESUME={shlex.quote(str(folder))}"
     with (
         run.locked(folder),
         run.logged(folder),
-        Stop(again) as stop,
         run.checkpoints(folder, setup.config) as checkpoints,
     ):
         try:
@@ -57,47 +67,55 @@ def train(config: RunConfig) -> int:
                     f"{folder} has results but no checkpoint; nothing has been changed"
                 ) from None
             state = jax.jit(setup.init)(setup.keys)
-        steps, total = int(state.env_steps[0]), setup.config.total_steps
-        header(setup, folder, steps)
-        if steps < total:
-            steps = go_on(setup, folder, state, checkpoints, stop)
-        if steps < total:
-            console.print(f"stopped by {stop.signal} and saved at {steps:,} of {total:,} steps")
-            console.print(f"run: {folder} · next: {again}", soft_wrap=True)
+        per_round, total = setup.config.steps_per_round, setup.config.total_rounds
+        done = int(state.rounds[0])
+        header(setup, folder, done * per_round)
+        if done < total:
+            done = go_on(setup, folder, state, checkpoints, stop)
+        if done < total:
+            console.print(
+                f"stopped by {stop.signal} and saved at {done * per_round:,} of"
+                f" {total * per_round:,} steps"
+            )
+            console.print(f"run: {folder} · next: {stop.again}", soft_wrap=True)
             return SAVED
-        report(setup, tracking.read(folder))
-    console.print(f"run: {folder} · next: make evaluate RUN={folder}", soft_wrap=True)
+        report(setup, folder)
+    console.print(
+        f"run: {folder} · next: make evaluate RUN={shlex.quote(str(folder))}", soft_wrap=True
+    )
     return 0
 
 
 def go_on(
     setup: Setup, folder: Path, state: TrainState, checkpoints: Checkpoints, stop: Stop
 ) -> int:
-    """Trains from a state to the end or to a signal; returns the environment steps reached."""
+    """Trains from a state to the end or to a signal; returns the rounds reached."""
     started, config = time.monotonic(), setup.config
     record = run.write_record(folder, config)
     cycle, compile_seconds = stop.wait(compiled, setup)
-    with Tracker(folder, config, record, int(state.env_steps[0])) as tracker:
+    steps = int(state.rounds[0]) * config.steps_per_round
+    with Tracker(folder, config, record, steps) as tracker:
         save = saver(folder, config, checkpoints)
         stop.ready = True
         try:
-            steps = loop(setup, cycle, state, tracker, save, stop, compile_seconds)
+            done = loop(setup, cycle, state, tracker, save, stop, compile_seconds)
         except FloatingPointError as error:
             raise RunFailed(
                 f"{error}; the last good checkpoint is {last_good(checkpoints)}, every setting is"
                 f" in {folder / 'config.json'}"
             ) from error
         stop.saved = True
-        if steps < config.total_steps:
+        if done < config.total_rounds:
             tracker.exit_code = SAVED
         else:
             rows = tracking.read(folder)[-config.seeds :]
             tracker.tasks(["task", *STAGES], per_task(setup, rows))
     console.print(
         f"trained for {terminal.human_time(time.monotonic() - started)};"
-        f" W&B: {', '.join(tracker.urls) or tracker.wandb}"
+        f" W&B: {', '.join(tracker.urls) or tracker.wandb}",
+        soft_wrap=True,
     )
-    return steps
+    return done
 
 
 def compiled(setup: Setup) -> tuple[Any, float]:
@@ -106,10 +124,10 @@ def compiled(setup: Setup) -> tuple[Any, float]:
     Compiled ahead of time, the cycle cannot be traced again: other shapes are an error.
     """
     begun = time.monotonic()
-    shapes = jax.eval_shape(setup.init, setup.keys)
+    flag = jnp.zeros((), bool)
     with console.status("compiling the cycle (kept for the next run of these shapes)"):
         lowered = jax.jit(setup.cycle, donate_argnums=0).lower(
-            shapes, jnp.int32(0), jnp.zeros((), bool)
+            setup.shapes, jnp.int32(0), flag, flag
         )
         cycle = lowered.compile()
     seconds = time.monotonic() - begun
@@ -130,7 +148,7 @@ def loop(
 
     Args:
         setup: what is trained.
-        cycle: compiled; takes the state, rounds [] and warm-up [].
+        cycle: compiled; takes the state, rounds [], warm-up [] and whether to evaluate [].
         state: leaves [S, ...]; donated.
         tracker: takes the rows of every cycle.
         save: called after every cycle, once its rows are written, with the state, its steps, and
@@ -139,7 +157,7 @@ def loop(
         compile_seconds: for the metrics.
 
     Returns:
-        Environment steps of the last state, which has been saved.
+        Rounds of the last state, which has been saved.
 
     Raises:
         FloatingPointError: a metric is not a finite number; the message names it.
@@ -147,17 +165,27 @@ def loop(
     """
     config = setup.config
     per_round, updates = config.steps_per_round, config.train.updates_per_round
-    total, done = config.total_steps // per_round, int(state.env_steps[0]) // per_round
-    fill = not state.memory.size.any()  # also where the replay was not saved
+    total, done = config.total_rounds, int(state.rounds[0])
+    # By what the replay holds, for it may not have been saved.
+    filling = config.warmup_rounds - int(state.memory.size[0]) // config.collect.unroll
     begun, first, stopping = time.monotonic(), done, False
     with terminal.Bar(config.task, total * per_round, done * per_round) as bar:
         while done < total and not stopping:
-            warmup = -(-config.collect.warmup_steps // per_round)
-            rounds = min(warmup if fill else config.train.rounds_per_cycle, total - done)
+            fill = filling > 0
+            rounds = min(config.train.rounds_per_cycle, filling if fill else total - done)
+            filling -= rounds
+            # Warm-up in several cycles is evaluated once: they all are of the untrained agent.
+            measured = filling <= 0
             before = time.monotonic()
-            state, metrics, of_tasks = stop.wait(fetched, cycle, state, rounds, fill)
+            state, metrics, of_tasks = stop.wait(fetched, cycle, state, rounds, fill, measured)
             seconds = time.monotonic() - before
             done += rounds
+            if not measured:
+                stopping = bool(stop.signal)
+                save(state, done * per_round, stopping)
+                bar.advance(done * per_round)
+                continue
+            metrics["env_steps"] = metrics.pop("rounds").astype(np.int64) * per_round
             speed = {
                 "time/env_steps_per_second": config.seeds * rounds * per_round / seconds,
                 "time/updates_per_second": config.seeds * (not fill) * rounds * updates / seconds,
@@ -165,6 +193,7 @@ def loop(
             }
             metrics |= {name: np.full(config.seeds, value) for name, value in speed.items()}
             metrics |= {f"tasks/{stage}": of_tasks[stage] for stage in STAGES}
+            metrics["tasks/failed"] = of_tasks["failed"].astype(int)
             refuse_nonfinite(metrics, config)
             if fill:  # nothing has been learned yet
                 metrics = {k: v for k, v in metrics.items() if not k.startswith("train/")}
@@ -178,31 +207,29 @@ def loop(
                 metrics["eval/return_post"].mean(),
                 speed["time/updates_per_second"],
                 None if fill else (time.monotonic() - begun) * (total - done) / (done - first),
+                terminal.troubles(*(metrics[name].sum() for name in TROUBLES)),
             )
-            fill = False
-    return done * per_round
+    return done
 
 
-def fetched(cycle: Any, state: TrainState, rounds: int, fill: bool) -> Any:
+def fetched(cycle: Any, state: TrainState, rounds: int, fill: bool, measured: bool) -> Any:
     """Runs one cycle; returns its state, on device, and its results, fetched at once."""
-    state, *results = cycle(state, jnp.int32(rounds), jnp.asarray(fill))
+    state, *results = cycle(state, jnp.int32(rounds), jnp.asarray(fill), jnp.asarray(measured))
     return state, *jax.device_get(results)
 
 
 def refuse_nonfinite(metrics: Mapping[str, np.ndarray], config: RunConfig) -> None:
-    """Raises FloatingPointError that names the first metric [S, ...] that is not a finite number.
+    """Raises FloatingPointError that names the first `train/*` [S] that is not a finite number.
 
-    Only `collect/return` may be NaN: where no episode ended there is no return.
+    What is measured may be missing: no episode ended, or no adaptation came to an end.
     """
-    # What learns comes first: the rest follows from it.
-    for name in sorted(metrics, key=lambda name: (not name.startswith("train/"), name)):
-        bad = ~np.isfinite(metrics[name].reshape(config.seeds, -1)).all(axis=1)
-        if name != "collect/return" and bad.any():
+    for name in sorted(name for name in metrics if name.startswith("train/")):
+        bad = ~np.isfinite(metrics[name])
+        if bad.any():
             raise FloatingPointError(
                 f"{name} of seed {run.seeds(config)[int(bad.argmax())]} is not finite after the"
                 f" cycle that ended at {int(metrics['env_steps'][0]):,} steps, which is not logged"
-                f" (td3.learning_rate {config.td3.learning_rate:g}, adapt.learning_rate"
-                f" {config.adapt.learning_rate:g})"
+                f" (td3.learning_rate {config.td3.learning_rate:g})"
             )
 
 
@@ -226,12 +253,13 @@ def saver(folder: Path, config: RunConfig, checkpoints: Checkpoints) -> Save:
                 checkpoints.wait()
         except Exception as error:  # orbax passes on what the file system and tensorstore raise
             free = terminal.human_bytes(shutil.disk_usage(folder).free)
-            need = terminal.human_bytes(terminal.size(kept))
+            need = terminal.human_bytes(memory.size(kept))
             reason = str(error).strip().partition("\n")[0]
             raise RunFailed(
                 f"the state at {steps:,} steps could not be saved: {reason} (up to {need} are"
                 f" needed, {free} are free); the last good checkpoint is"
-                f" {last_good(checkpoints)}, from which make train RESUME={folder} goes on"
+                f" {last_good(checkpoints)}, from which make train"
+                f" RESUME={shlex.quote(str(folder))} goes on"
             ) from error
 
     return save
@@ -256,11 +284,11 @@ def header(setup: Setup, folder: Path, steps: int) -> None:
     """Prints what is about to run, with the memory of replay and the update-to-data ratio."""
     config = setup.config
     device = jax.devices()[0]
-    state = jax.eval_shape(setup.init, setup.keys)
     transitions = config.seeds * config.collect.rows * config.slots_per_row
-    replay = terminal.size(state.memory.data)
+    replay = memory.size(setup.shapes.memory.data)
+    console.print(config.task, style="bold", end="")
     console.print(
-        f"[bold]{config.task}[/bold] · {config.profile} · backend {config.backend}"
+        f" · {config.profile} · backend {config.backend}"
         f" · {device.platform} {device.device_kind} x{jax.device_count()}"
         f" · JAX {jax.__version__}\n"
         f"seeds {config.seed}..{config.seed + config.seeds - 1}"
@@ -274,15 +302,19 @@ def header(setup: Setup, folder: Path, steps: int) -> None:
     )
 
 
-def report(setup: Setup, rows: Rows) -> None:
+def report(setup: Setup, folder: Path) -> None:
     """Prints the returns of the run: untrained, before adaptation, after each of its steps.
 
-    Args:
-        setup: what was trained.
-        rows: the whole of metrics.jsonl.
+    Raises:
+        ConfigError: metrics.jsonl is not that of the run.
     """
-    config = setup.config
+    config, rows = setup.config, tracking.read(folder)
     first, last = rows[: config.seeds], rows[-config.seeds :]
+    if [row["seed"] for row in first] != list(run.seeds(config)):
+        raise ConfigError(
+            f"{folder / tracking.METRICS} has no rows of seeds {config.seed} to"
+            f" {run.seeds(config)[-1]}, although the run is at its end; valid: the file it wrote"
+        )
 
     def cells(name: str, pick: Any = lambda x: x) -> list[str]:
         """One stage after the other, of a metric that `pick` makes a number."""
@@ -302,7 +334,13 @@ def report(setup: Setup, rows: Rows) -> None:
         ["untrained", *STAGES.values()],
         table,
     )
-    terminal.warn_if_reuse_is_off(np.mean([row["adapt/beta_zero_share"] for row in last]))
+    terminal.warn_if_reuse_is_off([row.get("adapt/beta_zero_share") for row in last])
+    training, evaluation, failed = (
+        sum(row[name] for row in among)
+        for name, among in zip(TROUBLES, (rows, last, last), strict=True)
+    )
+    of_tasks = [row["tasks/failed"] for row in last]
+    terminal.warn_of_troubles(training, evaluation, failed, of_tasks, names, setup.env)
 
 
 def mean_and_spread(values: list[float]) -> str:

@@ -1,12 +1,12 @@
-"""Adaptation to one new task (MQL.md section 2): a pure function, so vmap over tasks is a batch."""
+"""Adaptation to one new task (docs/method.md section 2): pure, so vmap over tasks is a batch."""
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jmql import propensity, replay, td3
 from jmql.config import Config
+from jmql.keys import derive
 from jmql.networks import Networks
 from jmql.replay import ReplayState
 from jmql.td3 import AgentState
@@ -53,7 +53,6 @@ def adapt(
         mean lambda of step 2. [] each.
     """
     history_length = config.network.history_length
-    fit_key, step1_key, step2_key = jax.random.split(key, 3)
     meta = agent.params
     agent = td3.fresh_optimizer(agent)
 
@@ -65,21 +64,13 @@ def adapt(
 
     fresh = whole(data, history_length)
     new = features(fresh)
-    rows_per_task = config.collect.rows // config.tasks.train
-    past = features(
-        replay.sample(
-            memory,
-            fit_key,
-            len(new),
-            history_length,
-            recent=max(1, config.propensity.recent_per_task // rows_per_task),
-        )
-    )
+    drawn, past_weight = draw_past(config, memory, data.valid, derive(key, "classifier"))
+    past = features(drawn)
     classifier = propensity.fit(
         config.propensity,
         jnp.concatenate([new, past]),
-        jnp.arange(2 * len(new)) >= len(new),
-        jnp.concatenate([fresh.weight, jnp.ones(len(past))]),
+        jnp.arange(len(new) + len(past)) >= len(new),
+        jnp.concatenate([data.valid.reshape(-1), past_weight]),
     )
     metrics = propensity.diagnostics(
         config.propensity,
@@ -104,19 +95,54 @@ def adapt(
 
     rate = config.adapt.learning_rate
     step1, _ = td3.train(
-        config.td3, networks, agent, step1_key, config.adapt.step1_updates, draw_new, rate
+        config.td3,
+        networks,
+        agent,
+        derive(key, "step 1"),
+        config.adapt.step1_updates,
+        draw_new,
+        rate,
     )
     step2, learned = td3.train(
         config.td3,
         networks,
         step1,
-        step2_key,
+        derive(key, "step 2"),
         config.adapt.step2_updates,
         draw_replay,
         rate,
         anchor=meta,
     )
-    return Adapted(step1, step2), metrics | {"prox_coef": learned["prox_coef"]}
+    return Adapted(step1, step2), metrics | {"prox_coef": td3.means(learned)["prox_coef"]}
+
+
+def draw_past(config: Config, memory: ReplayState, valid: Array, key: Key) -> tuple[Batch, Array]:
+    """Draws the classifier's replay side as the release does, about as large as the new data.
+
+    Each of the n training tasks gives floor(steps of new data / n) + 2 of its recent transitions.
+
+    Args:
+        config: the whole configuration.
+        memory: replay of the training tasks.
+        valid: [N, T] bool, which steps of the new data there are.
+        key: for the draw.
+
+    Returns:
+        As many transitions as N full episodes ask for, and their weights, 0 for those that fewer
+        steps leave out.
+    """
+    tasks = config.tasks.train
+    most = valid.size // tasks + 2
+    batch = replay.sample(
+        memory,
+        key,
+        tasks * most,
+        config.network.history_length,
+        recent=max(1, config.propensity.recent_per_task // (config.collect.rows // tasks)),
+        tasks=tasks,
+    )
+    turn = jnp.arange(tasks * most) // tasks  # of each task's draws
+    return batch, 1.0 * (turn < valid.sum() // tasks + 2)
 
 
 def whole(data: NewData, history_length: int) -> Batch:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 # Raised with every change of what a checkpoint holds.
-FORMAT = 2
+FORMAT = 3
 _KEEP = 3  # the newest, and two to fall back to
 
 

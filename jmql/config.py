@@ -7,6 +7,8 @@ All configurations are hashable, so that they can be closed over by compiled fun
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 
 class ConfigError(ValueError):
     """A value that cannot work; the message names the field, the value and what is valid."""
@@ -130,9 +132,14 @@ class Config:
         return self.collect.rows * self.collect.unroll
 
     @property
-    def total_steps(self) -> int:
-        """Environment steps of the whole run: the first whole round that reaches the number."""
-        return -(-self.train.env_steps // self.steps_per_round) * self.steps_per_round
+    def warmup_rounds(self) -> int:
+        """Rounds of random actions: the first whole round that reaches the number of steps."""
+        return -(-self.collect.warmup_steps // self.steps_per_round)
+
+    @property
+    def total_rounds(self) -> int:
+        """Rounds of the whole run: the first whole round that reaches the number of steps."""
+        return -(-self.train.env_steps // self.steps_per_round)
 
     @property
     def update_to_data(self) -> float:
@@ -140,14 +147,18 @@ class Config:
         return self.train.updates_per_round / self.steps_per_round
 
 
-# Bounds of single values: (lowest, highest, whether the lowest itself is valid).
-_POSITIVE = (0, float("inf"), False)
-_COUNT = (1, float("inf"), True)
-_NOT_NEGATIVE = (0, float("inf"), True)
+# Bounds of single values: (lowest, highest, whether the lowest itself is valid). What is compiled
+# counts in 32 bits; environment steps are counted in rounds there.
+LARGEST_INT = 2**31 - 1
+LARGEST_SEED = 2**32 - 1
+_POSITIVE = (0, 1e6, False)
+_NOT_NEGATIVE = (0, 1e6, True)
 _SHARE = (0, 1, True)
+_COUNT = (1, LARGEST_INT, True)
+_COUNT_OR_NONE = (0, LARGEST_INT, True)
 _BOUNDS = {
     "network.hidden_sizes": _COUNT,
-    "network.context_size": _NOT_NEGATIVE,
+    "network.context_size": _COUNT_OR_NONE,
     "network.history_length": _COUNT,
     "td3.learning_rate": _POSITIVE,
     "td3.discount": _SHARE,
@@ -162,7 +173,7 @@ _BOUNDS = {
     "collect.warmup_steps": _COUNT,
     "collect.warmup_episode_length": _COUNT,
     "collect.replay_capacity": _COUNT,
-    "train.env_steps": _COUNT,
+    "train.env_steps": (1, 10**15, True),
     "train.updates_per_round": _COUNT,
     "train.rounds_per_cycle": _COUNT,
     "propensity.inverse_regularization": _POSITIVE,
@@ -172,15 +183,15 @@ _BOUNDS = {
     "propensity.newton_steps": _COUNT,
     "adapt.episodes": _COUNT,
     "adapt.learning_rate": _POSITIVE,
-    "adapt.step1_updates": _NOT_NEGATIVE,
-    "adapt.step2_updates": _NOT_NEGATIVE,
+    "adapt.step1_updates": _COUNT_OR_NONE,
+    "adapt.step2_updates": _COUNT_OR_NONE,
     "adapt.batch_multiple": _COUNT,
     "adapt.prox_coef": _NOT_NEGATIVE,
     "evaluate.episodes": _COUNT,
-    "evaluate.history_length": _NOT_NEGATIVE,
+    "evaluate.history_length": _COUNT_OR_NONE,
     "tasks.train": _COUNT,
     "tasks.held_out": _COUNT,
-    "tasks.seed": _NOT_NEGATIVE,
+    "tasks.seed": (0, LARGEST_SEED, True),
 }
 
 
@@ -202,10 +213,14 @@ def validate(config: Config) -> None:
     for name, (lowest, highest, closed) in _BOUNDS.items():
         values = flat[name] if isinstance(flat[name], tuple) else (flat[name],)
         for value in values:
+            if isinstance(value, float):
+                with np.errstate(over="ignore"):
+                    value = float(np.float32(value))  # as it is computed with
             if not (lowest < value or (closed and value == lowest)) or not value <= highest:
                 bound = f"{'at least' if closed else 'above'} {lowest}"
-                limit = f" and at most {highest}" if highest < float("inf") else ""
-                raise ConfigError(f"{name} is {flat[name]}; it must be {bound}{limit}")
+                raise ConfigError(
+                    f"{name} is {flat[name]}; it must be {bound} and at most {highest:,}"
+                )
     if not config.network.hidden_sizes:
         raise ConfigError("network.hidden_sizes is empty; it must name at least one layer")
     collect, history = config.collect, config.network.history_length
@@ -219,6 +234,30 @@ def validate(config: Config) -> None:
             f"network.history_length is {history}; it must be below the {config.slots_per_row}"
             f" replay slots of a row (collect.replay_capacity {collect.replay_capacity}"
             f" over {collect.rows} rows, in unrolls of {collect.unroll})"
+        )
+    if config.warmup_rounds * collect.unroll > config.slots_per_row:
+        raise ConfigError(
+            f"collect.warmup_steps is {collect.warmup_steps}; it must fit in the replay, which"
+            f" keeps {config.slots_per_row * collect.rows} (collect.replay_capacity)"
+        )
+    if config.total_rounds <= config.warmup_rounds:
+        raise ConfigError(
+            f"train.env_steps is {config.train.env_steps}; it must be above the"
+            f" {config.warmup_rounds * config.steps_per_round} of warm-up (collect.warmup_steps"
+            f" {collect.warmup_steps}, in rounds of {config.steps_per_round}), or nothing would be"
+            " learned"
+        )
+    if config.total_rounds > LARGEST_INT:
+        raise ConfigError(
+            f"train.env_steps is {config.train.env_steps}; in rounds of {config.steps_per_round}"
+            f" that is {config.total_rounds:,}, and at most {LARGEST_INT:,} can be counted"
+        )
+    updates = (config.total_rounds - config.warmup_rounds) * config.train.updates_per_round
+    if updates > LARGEST_INT:
+        raise ConfigError(
+            f"train.env_steps is {config.train.env_steps}; with train.updates_per_round"
+            f" {config.train.updates_per_round} that is {updates:,} updates, and at most"
+            f" {LARGEST_INT:,} can be counted"
         )
     if config.network.context_size == 0 and not config.propensity.observation:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which replay data look like the new task's (MQL.md section 2).
+"""Which replay data look like the new task's (docs/method.md section 2).
 
 Logistic regression tells replay from new data; its odds give importance weights.
 """

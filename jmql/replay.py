@@ -81,7 +81,12 @@ def windows(data: Transition, row: Array, slot: Array, history_length: int) -> B
 
 
 def sample(
-    state: ReplayState, key: Key, num: int, history_length: int, recent: int | None = None
+    state: ReplayState,
+    key: Key,
+    num: int,
+    history_length: int,
+    recent: int | None = None,
+    tasks: int = 1,
 ) -> Batch:
     """Draws transitions uniformly, with replacement, from rows and steps.
 
@@ -94,10 +99,12 @@ def sample(
         num: B.
         history_length: H, below C.
         recent: draws only from the last so many steps of each row; None is from all.
+        tasks: draws from so many tasks in turn, where row e is of task e % tasks; divides E.
     """
     rows, slots = state.data.reward.shape
+    chex.assert_is_divisible(rows, tasks)
     row_key, age_key = jax.random.split(key)
-    row = jax.random.randint(row_key, (num,), 0, rows)
+    row = jax.random.randint(row_key, (num,), 0, rows // tasks) * tasks + jnp.arange(num) % tasks
     available = state.size - jnp.where(state.size == slots, history_length, 0)
     if recent is not None:
         available = jnp.minimum(available, recent)

@@ -23,7 +23,10 @@ class ActorCarry(struct.PyTreeNode):
 
 
 class Finished(struct.PyTreeNode):
-    """Episodes that ended within a rollout."""
+    """Episodes that ended within a rollout.
+
+    Where the physics was not finite, the steps that were left count as the worst.
+    """
 
     return_sum: Array  # [] sum of their returns
     count: Array  # [] how many
@@ -112,9 +115,7 @@ def collect(
         late = carry.env_state.step >= cut
         truncated = (transition.truncated | late) & ~transition.terminated
         ended = transition.terminated | truncated
-        finished = Finished(
-            jnp.where(ended, carry.episode_return, 0.0), ended, carry.env_state.blew_up
-        )
+        finished = _finished(env, carry, ended, jnp.minimum(cut, env.episode_length))
         reset = env.reset(reset_key, carry.env_state.task)
         fresh = begin(env, reset, len(carry.history.mask))
         carry = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, carry)
@@ -124,23 +125,33 @@ def collect(
     return carry, transitions, jax.tree.map(lambda x: x.sum(0), finished)
 
 
+def _finished(env: Env, carry: ActorCarry, ended: Array, length: Array | int) -> Finished:
+    """Describes the episode of a row that may have ended [] with this step."""
+    blew_up = carry.env_state.blew_up & ended
+    lost = jnp.where(blew_up, length - carry.env_state.step, 0) * env.worst_reward
+    return Finished(jnp.where(ended, carry.episode_return + lost, 0.0), ended, blew_up)
+
+
 def episode(
     env: Env, policy: Policy, start: ActorCarry, key: Key
-) -> tuple[Transition, Array, Array]:
+) -> tuple[Transition, Array, Finished]:
     """Plays one episode of one row from its start.
 
     Returns:
         Transitions [episode_length]; which of them belong to the episode, [episode_length] bool:
-        after an early end the rest is padding; and whether it ended because the physics was not
-        finite, [] bool.
+        after an early end the rest is padding; and its return.
     """
 
-    def step(carry: ActorCarry, key: Key) -> tuple[ActorCarry, tuple[Transition, Array]]:
-        carry, transition = act(env, policy, carry, key)
-        return carry, (transition, carry.env_state.blew_up)
+    def step(
+        carry: tuple[ActorCarry, Array], key: Key
+    ) -> tuple[tuple[ActorCarry, Array], tuple[Transition, Array, Finished]]:
+        row, running = carry
+        row, transition = act(env, policy, row, key)
+        ended = running & (transition.terminated | transition.truncated)
+        finished = _finished(env, row, ended, env.episode_length)
+        return (row, running & ~ended), (transition, running, finished)
 
     keys = jax.random.split(key, env.episode_length)
-    _, (transitions, blew_up) = jax.lax.scan(step, start, keys)
-    ended = (transitions.terminated | transitions.truncated).astype(jnp.int32)
-    valid = jnp.cumsum(ended) - ended == 0
-    return transitions, valid, (blew_up & valid).any()
+    begin = (start, jnp.ones((), bool))
+    _, (transitions, valid, finished) = jax.lax.scan(step, begin, keys)
+    return transitions, valid, jax.tree.map(lambda x: x.sum(0), finished)

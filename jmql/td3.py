@@ -5,7 +5,7 @@
     actor step:  loss = -mean w Q1(s, u(s)) + lambda |theta - anchor|^2    } after the first of
     targets:     theta' <- theta' + tau (theta - theta')                   } `policy_delay` steps
 
-The same update serves meta-training (w = 1, no anchor) and adaptation (MQL.md section 2).
+The same update serves meta-training (w = 1, no anchor) and adaptation (docs/method.md section 2).
 """
 
 from collections.abc import Callable
@@ -171,6 +171,7 @@ def train(
     learning_rate: float,
     anchor: dict[str, Params] | None = None,
     active: Array | bool = True,
+    earlier: Array | int = 0,
 ) -> tuple[AgentState, Metrics]:
     """Takes `num` critic steps; actor and targets move at the first of each `policy_delay`.
 
@@ -180,10 +181,11 @@ def train(
         num: critic steps.
         draw: returns a batch [B] and its lambda [] for a key.
         active: [] bool; False takes no step at all.
+        earlier: [] int32, critic steps before these, from which the delay is counted.
 
     Returns:
-        The learner after, and `critic_loss`, `actor_loss`, `q` and `prox_coef`, means over the
-        steps that have them, [] each.
+        The learner after, and sums over the steps for `means`, [] each: `critic_loss`,
+        `actor_loss`, `q`, `prox_coef`, and the numbers `critic_steps` and `actor_steps`.
     """
 
     def body(index: Array, carry: tuple[AgentState, Metrics]) -> tuple[AgentState, Metrics]:
@@ -191,16 +193,30 @@ def train(
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         batch, coef = draw(draw_key)
         noise = jax.random.normal(noise_key, batch.transition.action.shape)
-        move_actor = index % config.policy_delay == 0  # so even a single step moves it
+        move_actor = (earlier + index) % config.policy_delay == 0
         agent, new = update(
             config, networks, agent, batch, noise, learning_rate, move_actor, anchor, coef
         )
-        return agent, jax.tree.map(jnp.add, total, new | {"prox_coef": coef})
+        new |= {"prox_coef": coef, "critic_steps": jnp.ones(()), "actor_steps": 1.0 * move_actor}
+        return agent, jax.tree.map(jnp.add, total, new)
 
-    names = ("critic_loss", "actor_loss", "q", "prox_coef")
-    total = dict.fromkeys(names, jnp.zeros(()))
-    agent, total = jax.lax.fori_loop(0, jnp.where(active, num, 0), body, (agent, total))
-    counts = dict.fromkeys(names, max(1, num)) | {
-        "actor_loss": max(1, -(-num // config.policy_delay))
+    return jax.lax.fori_loop(0, jnp.where(active, num, 0), body, (agent, no_steps()))
+
+
+def no_steps() -> Metrics:
+    """Returns the sums of `train` before the first step."""
+    names = ("critic_loss", "actor_loss", "q", "prox_coef", "critic_steps", "actor_steps")
+    return dict.fromkeys(names, jnp.zeros(()))
+
+
+def means(sums: Metrics) -> Metrics:
+    """Returns `critic_loss`, `actor_loss`, `q` and `prox_coef` over the steps that have them."""
+    critic_steps, actor_steps = (
+        jnp.maximum(1.0, sums[name]) for name in ("critic_steps", "actor_steps")
+    )
+    return {
+        "critic_loss": sums["critic_loss"] / critic_steps,
+        "actor_loss": sums["actor_loss"] / actor_steps,
+        "q": sums["q"] / critic_steps,
+        "prox_coef": sums["prox_coef"] / critic_steps,
     }
-    return agent, {name: total[name] / counts[name] for name in names}

@@ -4,10 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from jmql import replay, rollout, td3
 from jmql.config import Config
+from jmql.keys import derive
 from jmql.networks import Networks
 from jmql.replay import ReplayState
 from jmql.rollout import ActorCarry
@@ -22,7 +24,7 @@ class TrainState(struct.PyTreeNode):
     memory: ReplayState
     actors: ActorCarry  # [E, ...]
     key: Key  # []
-    env_steps: Array  # [] int32: steps over all rows, warm-up included
+    rounds: Array  # [] int32: rounds so far, warm-up included, of config.steps_per_round each
 
 
 def init(config: Config, env: Env, networks: Networks, tasks: Task, key: Key) -> TrainState:
@@ -35,30 +37,34 @@ def init(config: Config, env: Env, networks: Networks, tasks: Task, key: Key) ->
         tasks: training tasks, leaves [config.tasks.train, ...]; rows take them in turn.
         key: of the seed.
     """
-    agent_key, reset_key, key = jax.random.split(key, 3)
     rows = config.collect.rows
     row_tasks = jax.tree.map(lambda x: x[jnp.arange(rows) % config.tasks.train], tasks)
 
     def begin(key: Key, task: Task) -> ActorCarry:
         return rollout.begin(env, env.reset(key, task), config.network.history_length)
 
-    actors = jax.vmap(begin)(jax.random.split(reset_key, rows), row_tasks)
+    actors = jax.vmap(begin)(jax.random.split(derive(key, "starts"), rows), row_tasks)
     observation, action = jnp.zeros(env.observation_size), jnp.zeros(env.action_size)
     never, zero = jnp.zeros((), bool), jnp.zeros(())
     example = Transition(
         observation, action, zero, never, never, observation, jnp.zeros((), jnp.int32)
     )
     return TrainState(
-        agent=td3.init(networks, agent_key, observation, action),
+        agent=td3.init(networks, derive(key, "agent"), observation, action),
         memory=replay.init(example, rows, config.slots_per_row),
         actors=actors,
-        key=key,
-        env_steps=jnp.zeros((), jnp.int32),
+        key=derive(key, "rounds"),
+        rounds=jnp.zeros((), jnp.int32),
     )
 
 
 def round(
-    config: Config, env: Env, networks: Networks, state: TrainState, warmup: Array
+    config: Config,
+    env: Env,
+    networks: Networks,
+    state: TrainState,
+    warmup: Array,
+    updates: Array,
 ) -> tuple[TrainState, Metrics]:
     """Collects T steps on every row and learns from replay.
 
@@ -66,13 +72,14 @@ def round(
         config, env, networks: what is trained.
         state: before.
         warmup: [] bool. True: random actions, short episodes, no learning.
+        updates: [] int32, what `state.agent.updates` is. Apart from the state, for under vmap over
+            seeds it must stay one number: the delayed steps would else be taken every time.
 
     Returns:
-        The state after; `critic_loss`, `actor_loss` and `q` of the updates, and of the episodes
-        that ended the sum `return_sum`, the number `episodes`, and the number `blew_up` of those
-        whose physics was not finite. [] each.
+        The state after; the sums of `td3.train`, and of the episodes that ended the sum
+        `return_sum`, the number `episodes`, and the number `blew_up` of those whose physics was
+        not finite. [] each.
     """
-    key, collect_key, learn_key = jax.random.split(state.key, 3)
     policy = rollout.exploring(
         networks, state.agent.params["actor"], config.collect.exploration_noise, warmup
     )
@@ -82,7 +89,7 @@ def round(
     def collect(carry: ActorCarry, key: Key) -> Any:
         return rollout.collect(env, policy, carry, key, config.collect.unroll, cut)
 
-    keys = jax.random.split(collect_key, config.collect.rows)
+    keys = jax.random.split(derive(state.key, "collect"), config.collect.rows)
     actors, transitions, finished = jax.vmap(collect)(state.actors, keys)
     memory = replay.add(state.memory, transitions)
 
@@ -90,24 +97,24 @@ def round(
         batch = replay.sample(memory, key, config.td3.batch_size, config.network.history_length)
         return batch, jnp.zeros(())
 
-    agent, metrics = td3.train(
+    agent, learned = td3.train(
         config.td3,
         networks,
         state.agent,
-        learn_key,
+        derive(state.key, "learn"),
         config.train.updates_per_round,
         draw,
         config.td3.learning_rate,
         active=~warmup,
+        earlier=updates,
     )
-    state = TrainState(agent, memory, actors, key, state.env_steps + config.steps_per_round)
-    del metrics["prox_coef"]  # meta-training has none
+    state = TrainState(agent, memory, actors, derive(state.key, "next"), state.rounds + 1)
     ended = {
         "return_sum": finished.return_sum.sum(),
         "episodes": finished.count.sum(),
         "blew_up": finished.blew_up.sum(),
     }
-    return state, metrics | ended
+    return state, learned | ended
 
 
 def epoch(
@@ -117,25 +124,34 @@ def epoch(
     state: TrainState,
     rounds: Array,
     warmup: Array,
+    updates: Array,
 ) -> tuple[TrainState, Metrics]:
     """Runs `rounds` [] rounds (a value, not a shape: one compiled program serves any number).
 
+    The other arguments are those of `round`.
+
     Returns:
-        The state after, and the metrics: `train/*` means over the rounds, `collect/return`, the
-        mean return of the episodes that ended, NaN if none did, and `collect/blew_up`, how many
-        ended because the physics was not finite. [] each.
+        The state after, and the metrics: `train/critic_loss`, `train/actor_loss` and `train/q`,
+        means over the updates; `train/weight_norm`, of all weights and their targets;
+        `collect/return`, the mean return of the episodes that ended, NaN if none did; and
+        `collect/blew_up`, how many ended because the physics was not finite. [] each.
     """
 
-    def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+    def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, total = carry
-        state, new = round(config, env, networks, state, warmup)
+        so_far = updates + index * config.train.updates_per_round
+        state, new = round(config, env, networks, state, warmup, so_far)
         return state, jax.tree.map(jnp.add, total, new)
 
-    names = ("critic_loss", "actor_loss", "q", "return_sum", "episodes", "blew_up")
-    total = dict.fromkeys(names, jnp.zeros(()))
+    total = td3.no_steps() | dict.fromkeys(("return_sum", "episodes", "blew_up"), jnp.zeros(()))
     state, total = jax.lax.fori_loop(0, rounds, body, (state, total))
-    metrics = {f"train/{name}": total[name] / rounds for name in names[:3]}
-    return state, metrics | {
+    learned = td3.means(total)
+    agent = state.agent
+    return state, {
+        "train/critic_loss": learned["critic_loss"],
+        "train/actor_loss": learned["actor_loss"],
+        "train/q": learned["q"],
+        "train/weight_norm": optax.tree.norm((agent.params, agent.target_params)),
         "collect/return": total["return_sum"] / total["episodes"],
         "collect/blew_up": total["blew_up"],
     }

@@ -69,7 +69,7 @@ class EnvState(Protocol):
     @property
     def step(self) -> Array: ...  # [] int32: steps taken since the episode began
     @property
-    def blew_up(self) -> Array: ...  # [] bool: it ended because the physics was not finite
+    def blew_up(self) -> Array: ...  # [] bool: it was truncated because the physics was not finite
 
 
 class Env(Protocol):
@@ -81,5 +81,7 @@ class Env(Protocol):
     def action_size(self) -> int: ...
     @property
     def episode_length(self) -> int: ...
+    @property
+    def worst_reward(self) -> float: ...  # the least that a step can earn
     def reset(self, key: Key, task: Task) -> Any: ...  # an EnvState
     def step(self, state: Any, action: Array) -> Any: ...  # an EnvState

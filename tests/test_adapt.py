@@ -85,6 +85,37 @@ def test_step1_sees_the_new_data_alone_and_step2_the_replay(built, state, data, 
     assert counts == (state.agent.updates + 2, state.agent.updates + 2 + 4)
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_classes_are_as_large_as_in_the_release_unless_balanced(balanced, state, data, before):
+    """25 steps of new data, and of each of the 4 tasks 25 // 4 + 2 = 8. A classifier that may not
+    use its features knows only how large the classes are.
+    """
+    config = tiny.changed(
+        propensity={"inverse_regularization": 1e-4, "balanced": balanced, "newton_steps": 30}
+    )
+    _, metrics = run(tiny.build(config), state, data)
+    odds = 1.0 if balanced else 25 / 32
+    np.testing.assert_allclose(metrics["beta_mean"], odds, rtol=0.02)
+    # After an early end the ratio is another one: 3 steps against 4 * 2.
+    short = data._replace(valid=jnp.zeros((2, 20), bool).at[0, :3].set(True))
+    _, metrics = run(tiny.build(config), state, short)
+    np.testing.assert_allclose(metrics["beta_mean"], 1.0 if balanced else 3 / 8, rtol=0.02)
+
+
+def test_the_classifier_sees_each_training_task_equally_often(built, state, data):
+    batch, weight = adapt.draw_past(built.config, state.memory, data.valid, jax.random.key(0))
+    assert weight.shape == (4 * (40 // 4 + 2),)
+    assert weight.sum() == 4 * (25 // 4 + 2)
+    # Where a transition came from: an observation stands in one row only, and row e is of task e.
+    seen = np.asarray(state.memory.data.observation)
+    rows = [
+        int(np.argwhere((seen == x).all(-1))[0, 0])
+        for x in np.asarray(batch.transition.observation)
+    ]
+    np.testing.assert_array_equal(rows, np.arange(48) % 4)
+    assert set(np.asarray(rows)[np.asarray(weight) == 1].tolist()) == {0, 1, 2, 3}
+
+
 def test_padding_teaches_nothing(built, state, data, before):
     late = ~data.valid
     transitions = data.transitions
@@ -204,16 +235,56 @@ def test_data_is_as_much_as_asked_for_from_starts_of_its_own(state, monkeypatch)
     assert abs(found["data_return"] - found["return_pre"]) > 1e-3
 
 
+def test_a_failed_adaptation_is_the_worst_return_and_leaves_the_rest_alone(state, monkeypatch):
+    """Weights of the second step that are not finite, on the first of three tasks."""
+    built = tiny.build()
+    bad = built.held_out["goal"][0]
+
+    def fail(config, networks, agent, data, memory, key):
+        # The distance of a first step tells the task.
+        step = jax.tree.map(lambda x: x[0, 0], data.transitions)
+        distance = -step.reward - jnp.linalg.norm(step.next_observation - bad)
+        broken = jax.tree.map(lambda x: jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, x), agent)
+        return adapt.Adapted(agent, broken), {
+            "ess": jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, 1.0)
+        }
+
+    monkeypatch.setattr(evaluate, "adapt", fail)
+
+    @jax.jit
+    def evaluated(agent, memory):
+        return evaluate.evaluate(
+            built.config,
+            built.env,
+            built.networks,
+            agent,
+            memory,
+            built.held_out,
+            jax.random.key(5),
+        )
+
+    found = jax.device_get(evaluated(state.agent, state.memory))
+    np.testing.assert_array_equal(found["failed"], [True, False, False])
+    assert found["return_post"][0] == built.env.worst_reward * 20
+    np.testing.assert_array_equal(found["return_post"][1:], found["return_pre"][1:])
+    assert np.isfinite(found["return_pre"]).all()
+    assert not found["blew_up"].any()  # it is the weights that failed, not the physics
+    summary = evaluate.summarize(found)
+    assert (summary["adapt/failed"], summary["adapt/ess"]) == (1, 1.0)
+
+
 def test_summary_reports_means_and_the_worst_fifth():
     per_task = {
         "return_pre": jnp.arange(10.0),
         "return_step1": jnp.arange(10.0) + 1,
         "return_post": jnp.arange(10.0)[::-1] + 2,
-        "ess": jnp.full(10, 0.5),
+        "ess": jnp.full(10, 0.5).at[9].set(jnp.nan),  # where adaptation failed there is none
         "blew_up": jnp.arange(10),
+        "failed": jnp.arange(10) > 7,
     }
     summary = evaluate.summarize(per_task)
     assert summary["eval/return_pre"] == 4.5
     assert summary["eval/return_post_p20"] == 2.5  # the mean of 2 and 3
     assert summary["adapt/ess"] == 0.5
+    assert summary["adapt/failed"] == 2
     assert summary["eval/blew_up"] == 45  # a count, over all tasks

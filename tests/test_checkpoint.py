@@ -208,6 +208,36 @@ with Checkpoints(Path({str(saved)!r}), IDENTITY) as files:
     assert same(restore(saved).state, 5.0)
 
 
+def test_a_full_disk_leaves_the_terminal_to_the_error(tmp_path):
+    """Orbax closes its event loop at the first array that fails, which the others then call."""
+    code = f"""
+import resource, time, numpy as np
+from pathlib import Path
+from experiments import cli, run
+from experiments.presets import RunFailed
+from jmql.checkpoint import Checkpoints
+cli._quiet()
+folder, random = Path({str(tmp_path)!r}), np.random.default_rng(0)
+try:
+    with run.logged(folder), Checkpoints(folder / "checkpoints", {{}}) as files:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        files.save(1, {{str(i): random.normal(size=20_000 * (1 + i)) for i in range(20)}})
+        try:
+            files.wait()
+        finally:
+            time.sleep(0.5)  # they call when they are done
+except RunFailed as error:
+    print("refused", error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[1], env=os.environ,
+    )  # fmt: skip
+    assert done.stdout.startswith("refused"), done.stderr
+    assert done.stderr == ""
+    assert "Event loop is closed" in (tmp_path / "log.txt").read_text()
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -227,7 +257,8 @@ with Checkpoints(folder / "checkpoints", IDENTITY) as files:
     with (folder / tracking.METRICS).open("a") as file:
         while True:
             step += 1
-            file.write("".join(json.dumps({"seed": s, "env_steps": step}) + "\\n" for s in (0, 1)))
+            rows = [{"seed": s, "env_steps": step, "updates": 0} for s in (0, 1)]
+            file.write("".join(json.dumps(row) + "\\n" for row in rows))
             file.flush()
             files.save(step, state(step))
 """

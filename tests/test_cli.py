@@ -1,6 +1,7 @@
 """The command line as a user meets it: a whole run, its directory, and every kind of mistake."""
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import envs
 from experiments import cli, presets, terminal, tracking
 from jmql.config import validate
 
@@ -32,11 +34,12 @@ METRICS = {
     "adapt/beta_zero_share",
     "adapt/classifier_accuracy",
     "adapt/prox_coef",
+    "adapt/failed",
     "time/env_steps_per_second",
     "time/updates_per_second",
     "time/compile_seconds",
 }
-LEARNING = {"train/critic_loss", "train/actor_loss", "train/q"}
+LEARNING = {"train/critic_loss", "train/actor_loss", "train/q", "train/weight_norm"}
 
 
 def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -100,6 +103,7 @@ def test_the_run_directory_is_the_contract(finished):
     assert [row["updates"] for row in rows[::2]] == [0, 8, 12]
     for row in rows:
         assert row.keys() >= METRICS
+        assert row["tasks/failed"] == [0, 0, 0]
         assert np.isclose(np.mean(row["tasks/return_post"]), row["eval/return_post"])
     assert not LEARNING & rows[0].keys()  # nothing was learned in warm-up
     assert rows[-1].keys() >= LEARNING
@@ -124,6 +128,9 @@ def test_evaluate_takes_any_number_of_fresh_tasks(finished):
 
 
 TRAIN = ("train", "--task", "point_goal")
+HUGE_ROWS = ("--collect.rows", "1000000000", "--tasks.train", "1000000000")
+HUGE_ROWS += ("--collect.replay-capacity", "2000000000", "--collect.unroll", "2")
+HUGE_ROWS += ("--network.history-length", "1", "--train.env-steps", "4000000000")
 MISTAKES = {
     (): "train",
     ("trian",): "did you mean train?",
@@ -147,7 +154,28 @@ MISTAKES = {
     ("train", "--task", "cheetah_dir", "--split", "ood"): "no split 'ood'; valid: iid",
     (*TRAIN, "--tasks.train-ranges", "angel", "0", "1"): "draws no 'angel'; valid: angle",
     (*TRAIN, "--tasks.held-out-ranges", "angle", "1", "1"): "angle is 1 to 1; it must rise",
+    (*TRAIN, "--tasks.train-ranges", "angle", "1", "1.00000001"): "angle is 1 to 1; it must rise",
+    (*TRAIN, "--tasks.train-ranges", "angle", "-inf", "3"): "angle is -inf to 3; valid: within",
+    (*TRAIN, "--tasks.train-ranges", "angle", "nan", "3"): "angle is nan to 3; valid: within",
+    (*TRAIN, "--tasks.held-out-ranges", "angle", "0", "1e39"): "angle is 0 to 1e+39; valid: within",
+    (*TRAIN, "--tasks.train-ranges", "angle", "0", "1", "angle", "2", "3"): "angle is given twice",
+    ("train", "--task", "ant_goal", "--tasks.train-ranges", "radius", "-3", "1"): "within 0 to 10",
     (*TRAIN, "--seed", "-1"): "seed is -1",
+    (*TRAIN, "--seed", "4294967296"): "seed is 4294967296",
+    (*TRAIN, "--seed", "4294967295", "--seeds", "2"): "seed is 4294967295 and seeds is 2",
+    (*TRAIN, "--tasks.seed", "4294967296"): "tasks.seed is 4294967296; it must be",
+    (*TRAIN, "--seed", "9" * 20): "seed is 9999",
+    (*TRAIN, "--td3.policy-delay", "3000000000"): "td3.policy_delay is 3000000000; it must be",
+    (*TRAIN, "--td3.learning-rate", "inf"): "td3.learning_rate is inf; it must be",
+    (*TRAIN, "--adapt.prox-coef", "1e400"): "adapt.prox_coef is inf; it must be",
+    (*TRAIN, "--collect.exploration-noise", "nan"): "collect.exploration_noise is nan; it must be",
+    (*TRAIN, "--train.env-steps", "1000"): "it must be above the 3200 of warm-up",
+    (*TRAIN, "--tasks.held-out", "1000000000"): "GB of memory and",
+    (*TRAIN, "--seeds", "1000000000"): "GB of memory and",
+    (*TRAIN, *HUGE_ROWS): "GB of memory and",
+    (*TRAIN, "--td3.batch-size", "1000000000"): "GB of memory and",
+    ("bench", "--repeats", "0"): "repeats is 0; it must be at least 1",
+    ("bench", "--out", "/dev/null/x"): "out is /dev/null/x; it must be a folder",
     ("evaluate",): "--run",
     ("evaluate", "--run", "nowhere"): "nowhere is not a run directory",
     ("evaluate", "--run", "runs", "--num-taks", "3"): "did you mean --num-tasks?",
@@ -167,6 +195,56 @@ def test_a_mistake_is_one_line_and_code_2_and_writes_nothing(words, tmp_path, mo
     assert MISTAKES[words] in err
     assert out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_help_of_every_command_is_no_mistake(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    for words in (["train", "--help"], ["evaluate", "--help"], ["bench", "-h"], ["--help"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code == 0
+        assert "usage" in "".join(capsys.readouterr())
+
+
+def test_an_interrupt_says_so(monkeypatch, capsys):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "jmql: interrupted\n"
+
+
+def test_paths_are_shown_as_they_are(capsys):
+    """Rich would read styles and faces in them."""
+    terminal.console.print("runs[v2]/e:car:x/a[/b]", soft_wrap=True)
+    terminal.table("[bold]", ["[red]"], [(":car:", ["[/b]"])])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("runs[v2]/e:car:x/a[/b]", "[bold]", "[red]", ":car:"))
+
+
+def test_troubles_are_shown(capsys):
+    env = envs.make("point_goal", episode_length=10)
+    terminal.warn_of_troubles(0, 0, 0, [[0, 0]], ["a", "b"], env)
+    assert capsys.readouterr().out == ""
+    terminal.warn_of_troubles(2, 1, 1, [[0, 1], [0, 0]], ["a", "b"], env)
+    assert capsys.readouterr().out == (
+        "note: 2 training episodes blew up, 1 evaluation episodes blew up, 1 adaptations failed;"
+        " every step that an episode had left counts as -30, the return of a failed adaptation as"
+        " -300; failed on b\n"
+    )
+
+
+def test_every_range_is_within_its_limits():
+    for name, family in envs.FAMILIES.items():
+        cls = getattr(importlib.import_module(family.module), family.cls)
+        assert cls.limits.keys() == cls.ranges.keys(), name
+        for ranges in (cls.ranges, *(half for pair in cls.splits.values() for half in pair)):
+            for parameter, (low, high) in ranges.items():
+                lowest, highest = cls.limits[parameter]
+                assert lowest <= low < high <= highest, name
 
 
 def test_a_broken_run_names_the_file_with_the_traceback(tmp_path, monkeypatch, capsys):
@@ -207,8 +285,8 @@ def test_every_preset_is_valid(profile):
     for task in presets.tasks(profile):
         config = presets.preset(task, profile)
         validate(config)
-        stored = json.loads(json.dumps(dataclasses.asdict(config)))
-        assert presets.from_dict(presets.RunConfig(), stored) == config
+        stored = json.dumps(dataclasses.asdict(config))
+        assert presets.from_json(stored) == config
 
 
 def test_paper_presets_have_the_reference_update_to_data_ratio():

@@ -73,6 +73,7 @@ def test_history_must_be_shorter_than_the_replay_of_a_row():
     for name, value in (
         ("collect.rows", 4),
         ("collect.unroll", 10),
+        ("collect.warmup_steps", 40),
         ("collect.replay_capacity", 80),  # 20 slots a row
         ("network.history_length", 20),
     ):
@@ -113,6 +114,32 @@ def test_replay_slots_are_whole_unrolls():
     assert config.slots_per_row == 98
     assert config.steps_per_round == 70
     assert config.update_to_data == 2.0
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e-60, 1e40])
+def test_numbers_are_what_they_are_in_32_bits(value):
+    """A learning rate of 1e-60 is 0 on the device, one of 1e40 infinite."""
+    with pytest.raises(ConfigError, match=r"td3\.learning_rate is"):
+        validate(change(Config(), "td3.learning_rate", value))
+
+
+def test_warm_up_must_fit_into_the_run_and_the_replay():
+    """A round is 1,600 steps: 7 are the 10,000 of warm-up, and there must be one more."""
+    with pytest.raises(ConfigError, match=r"train.env_steps is 11200; it must be above the 11200"):
+        validate(change(Config(), "train.env_steps", 11_200))
+    validate(change(Config(), "train.env_steps", 11_201))
+    with pytest.raises(ConfigError, match=r"collect.warmup_steps is 10000; it must fit .* 9600"):
+        validate(change(Config(), "collect.replay_capacity", 9600))
+
+
+def test_updates_are_counted_in_32_bits_and_steps_are_not():
+    """Steps are counted in rounds."""
+    long = change(Config(), "train.env_steps", 8_000_000_000)
+    validate(long)
+    with pytest.raises(ConfigError, match=r"that is 2,499,996,500 updates, and at most 2,147"):
+        validate(change(long, "train.updates_per_round", 500))
+    with pytest.raises(ConfigError, match=r"in rounds of 1600 that is 2,187,500,000, and at most"):
+        validate(change(long, "train.env_steps", 3_500_000_000_000))
 
 
 def test_configurations_are_hashable():

@@ -320,9 +320,10 @@ def test_physics_that_blew_up_is_told_from_a_task_that_ended():
     env = Fragile(episode_length=9)
     states = walk(env, {"steps": jnp.array(2.0)}, jnp.zeros((4, 1)))
     np.testing.assert_array_equal(states.blew_up, [False, False, True, False])
-    np.testing.assert_array_equal(states.terminated, [False, False, True, False])
+    np.testing.assert_array_equal(states.truncated, [False, False, True, False])
+    assert not np.asarray(states.terminated).any()
     np.testing.assert_allclose(states.observation[:3, 0], [1 / 2, 1.0, 1.0])  # the last finite one
-    np.testing.assert_array_equal(states.reward, [1.0, 2.0, 0.0, 4.0])
+    np.testing.assert_array_equal(states.reward, [1.0, 2.0, env.worst_reward, 4.0])
     assert not bool(env.reset(jax.random.key(0), {"steps": jnp.ones(())}).blew_up)
     ended = walk(probes.TwoStep(), {}, jnp.zeros((2, 1)))
     np.testing.assert_array_equal(ended.terminated, [False, True])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import probes
-from envs.base import Environment
+from envs.base import Environment, Task
 from jmql import evaluate, networks, replay, rollout, td3, train
 from jmql.config import (
     AdaptConfig,
@@ -107,6 +107,29 @@ def test_policy_climbs_to_the_best_action():
     np.testing.assert_allclose(values(agent, 0.0)[:, 1:], -0.25, atol=0.05)
 
 
+class Trap(probes.Endless):
+    """Every step costs 1, and an action above 0 breaks the physics: Q is -1 / (1 - discount), or
+    where it breaks `worst_reward` and then the same. If a break were an end, it would be the best.
+    """
+
+    def advance(self, physics: Array, action: Array, task: Task) -> Array:
+        return jnp.where(action[0] > 0, jnp.inf, physics + 1.0)
+
+    def reward(self, before: Array, after: Array, action: Array, task: Task) -> Array:
+        return -jnp.where(jnp.isfinite(after), 1.0, jnp.nan)
+
+
+def test_breaking_the_physics_is_never_the_way_out():
+    env = Trap(episode_length=20)
+    agent = learn(random_play(env))
+    best = -1 / (1 - DISCOUNT)
+    np.testing.assert_allclose(values(agent, 0.0)[:, 0], best, atol=0.3)
+    np.testing.assert_allclose(
+        values(agent, 0.0)[:, 2], env.worst_reward + DISCOUNT * best, atol=0.3
+    )
+    assert BLIND.act(agent.params["actor"], jnp.zeros((1, 1)), empty(1)) < 0
+
+
 @functools.cache
 def hidden_bandit_returns(context_size: int) -> np.ndarray:
     """Trains on HiddenBandit; returns the greedy returns [2] of both goals."""
@@ -114,7 +137,9 @@ def hidden_bandit_returns(context_size: int) -> np.ndarray:
     config = Config(
         network=NetworkConfig((32, 32), context_size, history_length=5),
         td3=dataclasses.replace(TD3, learning_rate=3e-3, discount=0.5),
-        collect=CollectConfig(rows=16, unroll=10, exploration_noise=0.3, replay_capacity=16 * 400),
+        collect=CollectConfig(
+            rows=16, unroll=10, exploration_noise=0.3, warmup_steps=1600, replay_capacity=16 * 400
+        ),
         train=TrainConfig(updates_per_round=40),
         propensity=PropensityConfig(observation=True),
     )
@@ -125,7 +150,8 @@ def hidden_bandit_returns(context_size: int) -> np.ndarray:
 
     @jax.jit
     def epoch(state, rounds, warmup):
-        return train.epoch(config, env, nets, state, rounds, warmup)[0]
+        updates = state.agent.updates
+        return train.epoch(config, env, nets, state, rounds, warmup, updates)[0]
 
     state = epoch(state, jnp.int32(10), jnp.bool(True))
     # After 40 rounds one seed in eight still sits in the saddle where both goals look the same.
@@ -164,7 +190,7 @@ def reversed_bandit() -> dict[str, np.ndarray]:
     config = Config(
         network=NetworkConfig((16,), context_size=0, history_length=1),
         td3=dataclasses.replace(TD3, learning_rate=1e-3, discount=0.0),
-        collect=CollectConfig(rows=16, unroll=8, replay_capacity=16 * 512),
+        collect=CollectConfig(rows=16, unroll=8, warmup_steps=8192, replay_capacity=16 * 512),
         train=TrainConfig(updates_per_round=64),
         propensity=PropensityConfig(observation=True),
         adapt=AdaptConfig(episodes=8, learning_rate=1e-2, step2_updates=100, batch_multiple=4),
@@ -180,7 +206,8 @@ def reversed_bandit() -> dict[str, np.ndarray]:
 
     @jax.jit
     def epoch(state, rounds, warmup):
-        return train.epoch(config, env, nets, state, rounds, warmup)[0]
+        updates = state.agent.updates
+        return train.epoch(config, env, nets, state, rounds, warmup, updates)[0]
 
     @functools.partial(jax.jit, static_argnums=0)
     def adapt(config, agent, memory):

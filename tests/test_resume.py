@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cli, evaluate, run, terminal, tracking, train
+from experiments import cli, evaluate, run, tracking, train
 from experiments.presets import RunConfig, RunFailed
 from experiments.stop import Stop
 from jmql.config import ConfigError
@@ -133,6 +135,106 @@ def test_a_signal_while_compiling_loses_nothing(cwd):
     assert f"nothing is lost; go on with: make train RESUME={folder.relative_to(cwd)}" in said
 
 
+def test_a_signal_in_the_first_seconds_is_answered(cwd):
+    """While Python still imports, once it has a handler at all."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        process = start(cwd, *TRAIN, "--runs", "early")
+        status = Path(f"/proc/{process.pid}/status")
+        caught = 1 << (number - 1)
+        while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & caught:
+            time.sleep(0.001)
+        # Python catches SIGINT itself at first, and so a moment earlier than we do.
+        time.sleep(0.2 if number == signal.SIGINT else 0.0)
+        os.killpg(process.pid, number)
+        said = process.communicate()[0]
+        assert process.returncode == 33
+        assert said == "jmql: stopped, nothing is lost; go on with: the same command\n"
+    assert not list(cwd.glob("early/*"))
+
+
+def test_a_terminal_that_closes_saves_the_run(cwd):
+    process = start(cwd, *TRAIN, "--runs", "hung", "--train.env-steps", "200000000")
+    wait_for(process, "600/200,000,000")
+    process.stdout.close()  # nobody reads what it says
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait() == 33
+    (folder,) = cwd.glob("hung/point_goal/*")
+    assert (folder / "checkpoints" / str(tracking.read(folder)[-1]["env_steps"])).exists()
+
+
+def test_what_nohup_ignores_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(cwd):
+    process = start(cwd, *TRAIN, "--runs", "unread", "--train.env-steps", "3800")
+    wait_for(process, "writing to")
+    process.stdout.close()
+    assert process.wait() == 0
+    (folder,) = cwd.glob("unread/point_goal/*")
+    assert tracking.read(folder)[-1]["env_steps"] == 3800
+    assert "<stdout> is gone" in (folder / "log.txt").read_text()
+
+
+DAMAGED = {
+    "metrics.jsonl is missing": "metrics.jsonl has no rows of seeds 0 to 1, although the run is at",
+    "a line of metrics.jsonl": "line 3 of {}/metrics.jsonl is damaged",
+    "a type in config.json": "config.json is not what a run has written: td3.batch_size is '16'",
+    "a name in config.json": "config.json is not what a run has written: there is no setting td3.x",
+    "counts in tasks.npz": "tasks.npz is not what a run of {}/config.json has written: train/goal",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_run_directory_is_one_line(damage, cwd, straight, tmp_path, monkeypatch, capsys):
+    (whole,) = cwd.glob("straight/point_goal/*")
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    record = json.loads((folder / "config.json").read_text())
+    if damage == "metrics.jsonl is missing":
+        (folder / "metrics.jsonl").unlink()
+    elif damage == "a line of metrics.jsonl":
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_text("".join([*lines[:2], lines[2][9:], *lines[3:]]))
+    elif damage == "counts in tasks.npz":
+        np.savez(folder / "tasks.npz", **{"train/goal": np.zeros((3, 2)), "held_out/goal": 0})
+    else:
+        change = {"batch_size": "16"} if "type" in damage else {"x": 1}
+        record["config"]["td3"] |= change
+        (folder / "config.json").write_text(json.dumps(record))
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["train", "--resume", str(folder)])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert len(error.splitlines()) == 1
+    assert DAMAGED[damage].replace("{}", str(folder)) in error
+
+
+def test_what_cannot_be_written_is_one_line_and_the_numbers_are_shown(cwd, straight, tmp_path):
+    """Folders in the place of the files, for root may write anywhere else."""
+    (whole,) = cwd.glob("straight/point_goal/*")
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "evaluations.jsonl").mkdir()
+    (folder / "log.txt").mkdir()
+    done = command("evaluate", "--run", str(folder), "--num-tasks", "2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "return on 2 fresh held-out tasks" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert "evaluations.jsonl cannot be written" in line
+    assert "the traceback is lost" in line
+    with pytest.raises(RunFailed, match="cannot be written to: "):
+        run.refuse_unwritable(folder / "config.json")
+
+
 def test_what_cannot_change_is_refused(cwd, straight, monkeypatch, capsys):
     (folder,) = cwd.glob("straight/point_goal/*")
     before = sorted(path.stat().st_mtime for path in folder.rglob("*"))
@@ -167,7 +269,7 @@ def test_damaged_checkpoints(cwd, straight):
     setup = run.load(folder, run.read_config(folder))
     with run.checkpoints(folder, setup.config, read_only=True) as files:
         state, damaged = run.restore(folder, setup, files)  # and saved again
-    assert state.env_steps[0] == 6000
+    assert state.rounds[0] == 6000 // 200
     assert damaged == []
     for path in (folder / "checkpoints").iterdir():
         (path / "state" / "_METADATA").write_text("{")
@@ -185,13 +287,13 @@ def test_results_without_a_checkpoint_are_not_thrown_away(tmp_path):
     folder = run.create(setup)
     record = folder / tracking.METRICS
     record.write_text(
-        '{"seed": 0, "env_steps": 80, "updates": 0}\n{"env_steps": 90, "updates": 6}\n'
+        '{"seed": 3, "env_steps": 80, "updates": 0}\n{"seed": 3, "env_steps": 160, "updates": 6}\n'
     )
     before = record.read_text()
     with pytest.raises(
         RunFailed, match=r"has results but no checkpoint; .* traceback in .*log.txt"
     ):
-        train.train(dataclasses.replace(setup.config, resume=str(folder)))
+        train.train(dataclasses.replace(setup.config, resume=str(folder)), Stop())
     assert record.read_text() == before
 
 
@@ -216,7 +318,11 @@ def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path, monkeyp
 
 
 def test_rows_past_the_step_and_a_torn_line_are_dropped(tmp_path):
-    lines = [json.dumps({"seed": seed, "env_steps": step}) for step in (1, 2, 3) for seed in (0, 1)]
+    lines = [
+        json.dumps({"seed": seed, "env_steps": step, "updates": 0})
+        for step in (1, 2, 3)
+        for seed in (0, 1)
+    ]
     file = tmp_path / tracking.METRICS
     tracking.drop_rows(tmp_path, 2)  # there is none yet
     file.write_text("\n".join(lines) + '\n{"seed": 0, "env_st')
@@ -226,32 +332,25 @@ def test_rows_past_the_step_and_a_torn_line_are_dropped(tmp_path):
     assert file.read_text() == "\n".join(lines[:4]) + "\n"
 
 
-@pytest.mark.parametrize("name", ["train/critic_loss", "eval/return_post", "tasks/return_post"])
-def test_a_number_that_is_not_finite_ends_the_run_unlogged(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["train/critic_loss", "train/weight_norm"])
+def test_learning_that_is_not_finite_ends_the_run_unlogged(name, tmp_path, monkeypatch):
     config = dataclasses.replace(tiny.CONFIG, runs=str(tmp_path), seed=0, seeds=2)
     config = dataclasses.replace(config, tracking=run.presets.TrackingConfig(wandb="disabled"))
     built = tiny.build(config)
-    stages = ("return_pre", "return_step1", "return_post")
-    good = {"env_steps": np.array([80, 80]), "updates": np.array([0, 0])}
-    good |= {f"eval/{stage}": np.zeros(2) for stage in stages}
-    good |= {"train/critic_loss": np.zeros(2), "collect/return": np.array([np.nan, 0.0])}
-    of_tasks = {stage: np.zeros((2, 3)) for stage in stages}
     calls = []
 
-    def cycle(state, rounds, warmup):
+    def cycle(state, rounds, warmup, evaluating):
         calls.append(1)
-        if len(calls) < 3:
-            return state, dict(good), dict(of_tasks)
-        where, key = (of_tasks, name[6:]) if name.startswith("tasks") else (good, name)
-        broken = np.array(where[key])
-        broken[1] = np.inf
-        where = where | {key: broken}
-        return state, where if "env_steps" in where else good, of_tasks | where
+        # What is measured may be missing.
+        found = {"collect/return": np.array([np.nan, 0.0]), "adapt/ess": np.array([np.nan, 1.0])}
+        if len(calls) == 3:
+            found[name] = np.array([0.0, np.inf])
+        return state, *tiny.measured(2 * len(calls), 2, **found)
 
     monkeypatch.setattr(train, "compiled", lambda setup: (cycle, 0.0))
     monkeypatch.setattr(run, "setup", lambda config: built)
     with pytest.raises(RunFailed, match=f"{name} of seed 1 is not finite") as error:
-        train.train(config)
+        train.train(config, Stop())
     (folder,) = tmp_path.glob("point_goal/*")
     assert "last good checkpoint is of 80 steps" in str(error.value)
     assert str(folder / "config.json") in str(error.value)
@@ -269,29 +368,27 @@ def test_without_its_replay_a_run_fills_it_anew(tmp_path):
     folder = run.create(setup)
     state = jax.jit(setup.init)(setup.keys)
     state = state.replace(
-        env_steps=state.env_steps + 160, memory=state.memory.replace(size=jnp.array([40]))
+        rounds=state.rounds + 4, memory=state.memory.replace(size=jnp.array([40]))
     )
     with run.checkpoints(folder, config) as files:
         files.save(160, run.saved(config, state))
         files.wait()
         back, _ = run.restore(folder, setup, files)
-    assert back.env_steps[0] == 160
+    assert back.rounds[0] == 4
     assert back.memory.size[0] == 0
     chex.assert_trees_all_equal(back.agent, state.agent)
     assert (back.actors.env_state.step == 0).all()  # the first step of a row begins an episode
     calls = []
 
-    def cycle(state, rounds, warmup):
+    def cycle(state, rounds, warmup, evaluating):
         calls.append((int(rounds), bool(warmup)))
-        nothing = {f"eval/{stage}": np.zeros(1) for stage in terminal.STAGES}
-        nothing |= {"updates": np.zeros(1), "env_steps": np.zeros(1)}
-        return state, nothing, {stage: np.zeros((1, 3)) for stage in terminal.STAGES}
+        return state, *tiny.measured(0, 1)
 
     class Rows:
         def log(self, rows): ...
 
     longer = dataclasses.replace(setup, config=tiny.changed(train={"env_steps": 400}))
-    with Stop("") as stop:
+    with Stop() as stop:
         train.loop(longer, cycle, back, Rows(), lambda *_: None, stop, 0.0)
     assert calls == [(2, True), (2, False), (2, False)]
     with pytest.raises(ConfigError, match="without its replay"):

@@ -23,6 +23,7 @@ class Counter(Environment):
     """
 
     action_size = 2
+    worst_reward = -4.0
 
     def __init__(self):
         super().__init__(episode_length=7)
@@ -272,13 +273,13 @@ def test_warmup_is_uniform_whatever_the_policy():
     ("end", "length"), [(1, 1), (3, 3), (7, 7), (100, 7)], ids=["first", "third", "last", "limit"]
 )
 def test_episode_masks_what_comes_after_its_end(end, length):
-    steps, valid, blew_up = jax.jit(
+    steps, valid, finished = jax.jit(
         lambda start, key: rollout.episode(ENV, random_policy, start, key)
     )(begin(end), jax.random.key(1))
     assert valid.shape == steps.reward.shape == (7,)
-    assert not blew_up
+    assert (finished.blew_up, finished.count) == (0, 1)
     np.testing.assert_array_equal(valid, np.arange(7) < length)
-    assert float(jnp.sum(steps.reward * valid)) == length * (length + 1) / 2
+    assert finished.return_sum == length * (length + 1) / 2
     assert bool(steps.terminated[length - 1]) == (end <= 7)
     assert bool(steps.truncated[length - 1]) == (end > 7)
     np.testing.assert_array_equal(steps.observation[:length, 1], np.arange(length))
@@ -296,6 +297,7 @@ class Fragile(Counter):
 
 @pytest.mark.parametrize("gap", [0.0, 1e-30])
 def test_physics_that_blows_up_is_counted_and_not_recorded(gap):
+    """Two steps earn 1 / 2 and 1; the third and the four that were left count as the worst."""
     env = Fragile()
     env.gap = gap
     start = rollout.begin(env, env.reset(jax.random.key(0), {"end": jnp.float32(100)}), H)
@@ -304,9 +306,13 @@ def test_physics_that_blows_up_is_counted_and_not_recorded(gap):
     )
     carry, steps, finished = collect()
     assert (finished.blew_up, finished.count) == (2, 2)
-    np.testing.assert_array_equal(np.flatnonzero(steps.terminated), [2, 5])
+    assert finished.return_sum == 2 * (0.5 + 1.0 + 5 * env.worst_reward)
+    np.testing.assert_array_equal(np.flatnonzero(steps.truncated), [2, 5])
+    np.testing.assert_array_equal(steps.reward[[2, 5]], env.worst_reward)
+    assert not np.asarray(steps.terminated).any()
     assert all((np.abs(leaf) < 1e10).all() for leaf in jax.tree.leaves((steps, carry.history)))
     play = jax.jit(lambda: rollout.episode(env, random_policy, start, jax.random.key(1)))
-    _, valid, blew_up = play()
-    assert blew_up
+    _, valid, finished = play()
+    assert finished.blew_up
+    assert finished.return_sum == 0.5 + 1.0 + 5 * env.worst_reward
     assert valid.sum() == 3

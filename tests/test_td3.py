@@ -290,7 +290,7 @@ def plain_agent(seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def learn(config, agent, key, num, batch, anchor, active):
+def learn(config, agent, key, num, batch, anchor, active, earlier=0):
     """Trains on one batch whose rewards and lambda depend on the key of the draw."""
 
     def draw(key):
@@ -299,7 +299,7 @@ def learn(config, agent, key, num, batch, anchor, active):
         drawn = batch.replace(transition=transition.replace(reward=reward))
         return drawn, jax.random.uniform(key)
 
-    return td3.train(config, PLAIN, agent, key, num, draw, RATE, anchor, active)
+    return td3.train(config, PLAIN, agent, key, num, draw, RATE, anchor, active, earlier)
 
 
 def test_termination_stops_the_bootstrap_and_a_limit_does_not():
@@ -351,12 +351,13 @@ def one_update(agent, batch, noise, move_actor, anchor, coef):
     return td3.update(CONFIG, PLAIN, agent, batch, noise, RATE, move_actor, anchor, coef)
 
 
-@pytest.mark.parametrize(("num", "delay"), [(5, 2), (2, 3), (0, 2)])
-def test_train_is_update_by_hand(num, delay):
+@pytest.mark.parametrize(("num", "delay", "earlier"), [(5, 2, 0), (2, 3, 0), (0, 2, 0), (4, 3, 7)])
+def test_train_is_update_by_hand(num, delay, earlier):
     """The same keys give the same steps, also where the last block is shorter."""
     config, batch, key = TD3Config(policy_delay=delay), make_batches(4), jax.random.key(5)
     anchor = plain_agent(1).params
-    trained, metrics = learn(config, plain_agent(), key, num, batch, anchor, True)
+    trained, sums = learn(config, plain_agent(), key, num, batch, anchor, True, earlier)
+    metrics = td3.means(sums)
 
     agent, several = plain_agent(), {name: [] for name in metrics}
     for index in range(num):
@@ -365,7 +366,7 @@ def test_train_is_update_by_hand(num, delay):
         drawn = batch.replace(transition=batch.transition.replace(reward=reward))
         coef = jax.random.uniform(draw_key)
         noise = jax.random.normal(noise_key, (B, A))
-        move_actor = index % delay == 0
+        move_actor = (earlier + index) % delay == 0
         agent, new = one_update(agent, drawn, noise, move_actor, anchor, coef)
         for name, value in (new | {"prox_coef": coef}).items():
             if move_actor or name != "actor_loss":
@@ -375,7 +376,9 @@ def test_train_is_update_by_hand(num, delay):
     assert_close(metrics, {name: np.mean(x) if x else 0.0 for name, x in several.items()})
     assert trained.updates == num
     steps = {name: state[0].count for name, state in trained.opt_state.items()}
-    assert steps == {"critic": num, "actor": -(-num // delay)}
+    turns = [index for index in range(earlier, earlier + num) if index % delay == 0]
+    assert steps == {"critic": num, "actor": len(turns)}
+    assert (sums["critic_steps"], sums["actor_steps"]) == (num, len(turns))
 
 
 def test_inactive_training_takes_no_step():
@@ -463,7 +466,7 @@ def learned(policy_delay, batch_size, numbers):
     modules = networks.make(config.network, env.action_size)
     key = jax.random.key(0)
     state = train.init(config, env, modules, env.sample_tasks(key, 2), key)
-    agent = train.round(config, env, modules, state, jnp.zeros((), bool))[0].agent
+    agent = train.round(config, env, modules, state, jnp.zeros((), bool), jnp.int32(0))[0].agent
     return agent.params, agent.target_params
 
 

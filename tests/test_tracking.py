@@ -22,7 +22,7 @@ from experiments.tracking import Tracker
 from experiments import cli, run
 cli._quiet()
 config = dataclasses.replace(preset("point_goal", "quick"), seed=5, seeds=2)
-folder = Path("runs/point_goal/ID")
+folder = Path(os.environ.get("FOLDER", "runs/point_goal/ID"))
 folder.mkdir(parents=True, exist_ok=True)
 record = run.describe(config)
 with run.logged(folder):
@@ -67,7 +67,8 @@ def offline(tmp_path_factory) -> tuple[Path, float, float]:
     """A run that went offline by itself and was resumed, and the seconds of the first part."""
     tmp_path = tmp_path_factory.mktemp("offline")
     mode, start, rest = track(tmp_path, 0, 200, 400)
-    assert mode == track(tmp_path, 400, 600)[0] == "offline"
+    inside = {"FOLDER": ".", "HOME": str(tmp_path)}  # as with `--resume .`
+    assert track(tmp_path / "runs/point_goal/ID", 400, 600, **inside)[0] == mode == "offline"
     return tmp_path, start, rest
 
 

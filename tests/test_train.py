@@ -31,13 +31,17 @@ TRACES = []
 
 @pytest.fixture(scope="module")
 def cycle(built: Setup):
-    def counted(state, rounds, warmup):
+    def counted(state, rounds, warmup, measured):
         TRACES.append(rounds)
-        return built.cycle(state, rounds, warmup)
+        return built.cycle(state, rounds, warmup, measured)
 
     # As the host loop does: compiled ahead of time, it cannot be compiled again.
-    shapes = jax.eval_shape(built.init, built.keys)
-    return jax.jit(counted).lower(shapes, jnp.int32(0), TRUE).compile()
+    compiled = jax.jit(counted).lower(built.shapes, jnp.int32(0), TRUE, TRUE).compile()
+
+    def cycle(state, rounds, warmup, measured=TRUE):
+        return compiled(state, rounds, warmup, measured)
+
+    return cycle
 
 
 def host_values(tree):
@@ -49,7 +53,7 @@ def test_warmup_fills_replay_and_learns_nothing(built, cycle):
     begin = jax.jit(built.init)(built.keys)
     state, metrics, _ = cycle(begin, jnp.int32(2), TRUE)
     chex.assert_trees_all_equal(state.agent, begin.agent)
-    assert state.env_steps[0] == 80
+    assert state.rounds[0] == 2
     assert metrics["updates"][0] == 0
     assert state.memory.size[0] == 20
     action = np.asarray(state.memory.data.action[0, :, :20])
@@ -60,7 +64,7 @@ def test_warmup_fills_replay_and_learns_nothing(built, cycle):
 def test_rounds_are_counted(built, cycle):
     state, _, _ = cycle(jax.jit(built.init)(built.keys), jnp.int32(2), TRUE)
     state, metrics, per_task = cycle(state, jnp.int32(3), FALSE)
-    assert metrics["env_steps"][0] == (2 + 3) * 4 * 10
+    assert metrics["rounds"][0] == 2 + 3
     assert metrics["updates"][0] == 3 * 6
     assert state.memory.size[0] == 50
     assert per_task["return_post"].shape == (1, 3)
@@ -95,7 +99,7 @@ def test_restored_run_continues_bit_for_bit(built, cycle, tmp_path: Path):
     with checkpoint.Checkpoints(tmp_path, {}) as files:
         files.save(1, state)
         files.wait()
-        restored = files.restore(jax.eval_shape(built.init, built.keys)).state
+        restored = files.restore(built.shapes).state
     straight = cycle(state, jnp.int32(2), FALSE)
     resumed = cycle(restored, jnp.int32(2), FALSE)
     chex.assert_trees_all_equal(host_values(straight), host_values(resumed))
@@ -106,19 +110,25 @@ def test_evaluation_leaves_training_alone(built, cycle):
     begin, _, _ = cycle(jax.jit(built.init)(built.keys), jnp.int32(2), TRUE)
     once, _, _ = cycle(begin, jnp.int32(4), FALSE)
     twice, first, _ = cycle(begin, jnp.int32(2), FALSE)
-    twice, second, _ = cycle(twice, jnp.int32(2), FALSE)
+    twice, second, _ = cycle(twice, jnp.int32(1), FALSE, FALSE)
+    assert not second["eval/return_pre"].any()  # there was none
+    twice, second, _ = cycle(twice, jnp.int32(1), FALSE)
     chex.assert_trees_all_equal(host_values(once), host_values(twice))
     assert not np.allclose(first["eval/return_pre"], second["eval/return_pre"])
 
 
-def test_weights_that_are_not_finite_have_no_return(built, cycle):
-    """Although an episode of such actions ends at once, which may look good."""
-    state, _, _ = cycle(jax.jit(built.init)(built.keys), jnp.int32(2), TRUE)
-    broken = jax.tree.map(lambda x: x * jnp.inf, state.agent.params["actor"])
-    agent = state.agent.replace(params=state.agent.params | {"actor": broken})
+@pytest.mark.parametrize("network", ["actor", "critic"])
+def test_meta_trained_weights_that_are_not_finite_are_noticed(network, built, cycle):
+    """By their norm, which ends the run; and an actor of them earns the worst there is."""
+    state, metrics, _ = cycle(jax.jit(built.init)(built.keys), jnp.int32(2), TRUE)
+    assert np.isfinite(metrics["train/weight_norm"]).all()
+    broken = jax.tree.map(lambda x: x * jnp.inf, state.agent.params[network])
+    agent = state.agent.replace(params=state.agent.params | {network: broken})
     _, metrics, _ = cycle(state.replace(agent=agent), jnp.int32(0), FALSE)
-    for stage in ("pre", "step1", "post"):
-        assert np.isnan(metrics[f"eval/return_{stage}"]).all()
+    assert not np.isfinite(metrics["train/weight_norm"]).any()
+    if network == "actor":
+        for stage in ("pre", "step1", "post"):
+            assert (metrics[f"eval/return_{stage}"] == 20 * built.env.worst_reward).all()
 
 
 class Fragile(PointGoal):
@@ -131,13 +141,59 @@ class Fragile(PointGoal):
 def test_physics_that_blows_up_is_counted_and_never_reaches_replay(built):
     fragile = dataclasses.replace(built, env=Fragile(episode_length=20))
     begin = jax.jit(fragile.init)(fragile.keys)
-    state, metrics, per_task = jax.jit(fragile.cycle)(begin, jnp.int32(2), TRUE)
+    state, metrics, per_task = jax.jit(fragile.cycle)(begin, jnp.int32(2), TRUE, TRUE)
     data = state.memory.data
-    assert metrics["collect/blew_up"][0] == data.terminated.sum() > 0
+    worst = fragile.env.worst_reward
+    assert metrics["collect/blew_up"][0] == (data.reward == worst).sum() > 0
+    assert not data.terminated.any()
     assert metrics["eval/blew_up"][0] == per_task["blew_up"].sum() > 0
     # Three agents play two episodes of each of the three tasks.
     assert metrics["eval/blew_up"][0] <= 3 * 2 * 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(data))
+    # A random play that blows up is worth less than the worst sane one.
+    assert metrics["collect/return"][0] < -20 * 2
+
+
+def test_the_policy_delay_is_counted_over_the_life_of_a_learner():
+    """12 rounds of one update with delay 2 move the actor 6 times, as do 4 rounds of three."""
+    for updates, rounds in ((1, 12), (3, 4)):
+        built = tiny.build(
+            tiny.changed(td3={"policy_delay": 2}, train={"updates_per_round": updates})
+        )
+
+        @jax.jit
+        def epoch(state, rounds, built=built):
+            none = jnp.int32(0)
+            return train.epoch(built.config, built.env, built.networks, state, rounds, FALSE, none)
+
+        state, metrics = epoch(tiny.filled(built), jnp.int32(rounds))
+        steps = {name: state.agent.opt_state[name][0].count for name in ("actor", "critic")}
+        assert steps == {"actor": 6, "critic": 12}
+        assert metrics["train/actor_loss"] != 0
+
+
+def test_the_delayed_steps_stay_a_branch_for_all_seeds(built):
+    """A condition that depends on the seed would be computed on both sides, at every update."""
+    jaxpr = jax.make_jaxpr(built.cycle)(built.shapes, jnp.int32(1), FALSE, TRUE)
+    # Of meta-training and the two steps of adaptation; adaptation itself; and the evaluation.
+    assert str(jaxpr).count("cond[") == 5
+
+
+def test_no_two_purposes_share_a_key():
+    """With the default seeds: goals are not drawn from the keys that starts are drawn from."""
+    config = tiny.changed(
+        tasks={"train": 64, "held_out": 64},
+        collect={"rows": 64, "replay_capacity": 6400, "warmup_steps": 640},
+        train={"env_steps": 1280},
+    )
+    built = tiny.build(dataclasses.replace(config, seed=0))
+    starts = jax.jit(built.init)(built.keys).actors.env_state.observation[0]
+    drawn = [
+        np.arctan2(x["goal"][:, 1], x["goal"][:, 0]) for x in (built.train_tasks, built.held_out)
+    ]
+    drawn += list(starts.T)
+    correlation = np.corrcoef(np.stack(drawn)) - np.eye(len(drawn))
+    assert np.abs(correlation).max() < 0.5
 
 
 def test_seed_of_many_equals_a_lone_run(cycle):
@@ -148,7 +204,7 @@ def test_seed_of_many_equals_a_lone_run(cycle):
 
     lone = run(dataclasses.replace(tiny.CONFIG, seed=4), cycle)
     three = dataclasses.replace(tiny.CONFIG, seed=3, seeds=3)
-    many = run(three, jax.jit(tiny.build(three).cycle))
+    many = run(three, functools.partial(jax.jit(tiny.build(three).cycle), measured=TRUE))
     second = jax.tree.map(lambda x: x[1:2], many)
     # The order of sums differs. What is learned first is close; adaptation is less so.
     chex.assert_trees_all_close(second[0], lone[0], rtol=1e-4, atol=1e-5)
@@ -180,7 +236,8 @@ def test_splits_and_ranges_set_what_tasks_are_drawn_from():
         split = tasks.pop("split", "iid")
         config = tiny.changed(
             tasks={"train": 64, "held_out": 50} | tasks,
-            collect={"rows": 64, "replay_capacity": 6400},
+            collect={"rows": 64, "replay_capacity": 6400, "warmup_steps": 640},
+            train={"env_steps": 1280},
         )
         built = setup(dataclasses.replace(config, split=split))
         goals = (built.train_tasks["goal"], built.held_out["goal"])
@@ -219,14 +276,63 @@ def test_host_fetches_once_a_cycle(built, cycle, monkeypatch):
 
     saved = []
     state = jax.jit(built.init)(built.keys)
-    with Stop("") as stop:
-        steps = host.loop(
+    with Stop() as stop:
+        rounds = host.loop(
             built, cycle, state, Rows(), lambda state, *when: saved.append(when), stop, 0.0
         )
-    # 240 steps are 6 rounds: 2 of warm-up, then two cycles of 2.
+    # 6 rounds: 2 of warm-up, then two cycles of 2.
     assert len(fetched) == Rows.cycles == 3
     assert saved == [(80, True), (160, False), (240, True)]
-    assert steps == 240
+    assert rounds == 6
+
+
+def test_warm_up_in_several_cycles_is_evaluated_once(built):
+    """So that a signal is answered within a cycle; it goes on by what the replay holds."""
+    config = tiny.changed(
+        train={"rounds_per_cycle": 1, "env_steps": 200}, collect={"warmup_steps": 120}
+    )
+    short = dataclasses.replace(built, config=config)
+    calls, saved = [], []
+
+    class Rows:
+        def log(self, rows):
+            calls.append([row["env_steps"] for row in rows])
+
+    def cycle(state, rounds, warmup, evaluating):
+        calls.append((int(rounds), bool(warmup), bool(evaluating)))
+        return state, *tiny.measured(int(state.rounds[0]), 1)
+
+    state = jax.jit(built.init)(built.keys)
+    with Stop() as stop:
+        host.loop(short, cycle, state, Rows(), lambda _, *when: saved.append(when), stop, 0.0)
+        assert calls[:4] == [(1, True, False), (1, True, False), (1, True, True), [0]]
+        assert saved[:3] == [(40, False), (80, False), (120, True)]
+        calls.clear()
+        memory = state.memory.replace(size=state.memory.size + 20)
+        going_on = state.replace(rounds=state.rounds + 2, memory=memory)
+        host.loop(short, cycle, going_on, Rows(), lambda *_: None, stop, 0.0)
+        assert calls[:2] == [(1, True, True), [80]]
+
+
+def test_steps_are_counted_beyond_32_bits(built):
+    rows = []
+
+    class Rows:
+        def log(self, new):
+            rows.extend(new)
+
+    long = dataclasses.replace(built, config=tiny.changed(train={"env_steps": 10**10}))
+    state = jax.jit(built.init)(built.keys)
+    state = state.replace(
+        rounds=state.rounds + 10**10 // 40 - 2, memory=state.memory.replace(size=jnp.array([50]))
+    )
+
+    def cycle(state, rounds, warmup, evaluating):
+        return state, *tiny.measured(10**10 // 40, 1)
+
+    with Stop() as stop:
+        assert host.loop(long, cycle, state, Rows(), lambda *_: None, stop, 0.0) == 10**10 // 40
+    assert [row["env_steps"] for row in rows] == [10**10]
 
 
 COLLECT = {
@@ -242,12 +348,13 @@ def trained(config: RunConfig):
     """Weights after one round of warm-up and two of learning."""
     built = tiny.build(config)
     fields = (config, built.env, built.networks)
+    one = jax.jit(functools.partial(train.round, *fields))
 
-    @jax.jit
     def rounds(key):
         state = train.init(*fields, built.train_tasks, key)
-        warmup = jnp.array([True, False, False])
-        return jax.lax.scan(functools.partial(train.round, *fields), state, warmup)[0]
+        for warmup, updates in ((TRUE, 0), (FALSE, 0), (FALSE, 6)):
+            state, _ = one(state, warmup, updates)
+        return state
 
     return jax.tree.leaves(rounds(built.keys[0]).agent.params)
 

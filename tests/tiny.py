@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 import envs
 from experiments.presets import RunConfig
@@ -61,6 +62,16 @@ def filled(built: Setup) -> Any:
     @jax.jit
     def fill(key: jax.Array) -> Any:
         state = train.init(config, env, networks, built.train_tasks, key)
-        return train.round(config, env, networks, state, jax.numpy.array(True))[0]
+        none = jax.numpy.int32(0)
+        return train.round(config, env, networks, state, jax.numpy.array(True), none)[0]
 
     return fill(built.keys[0])
+
+
+def measured(rounds: int, seeds: int, **changed: Any) -> tuple[dict, dict]:
+    """What a cycle returns beside the state, all of it zero but what is named."""
+    stages = ("return_pre", "return_step1", "return_post")
+    names = [f"eval/{stage}" for stage in (*stages, "return_post_p20", "blew_up")]
+    names += ["adapt/failed", "collect/blew_up", "train/critic_loss", "updates"]
+    metrics = {name: np.zeros(seeds) for name in names} | {"rounds": np.full(seeds, rounds)}
+    return metrics | changed, {name: np.zeros((seeds, 3)) for name in (*stages, "failed")}
