@@ -15,7 +15,7 @@ class Stop:
     """Remembers the first SIGTERM, SIGHUP or SIGINT, while it is entered.
 
     Before `ready` is set there is nothing to save, and after `saved` is set nothing more: a signal
-    then ends the process at once. What the process was started to ignore (nohup) stays ignored.
+    then ends the process at once. SIGHUP that the process was started to ignore (nohup) stays so.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -1,0 +1,93 @@
+"""What MJX's solver costs and errs under other numbers of iterations than those in use.
+
+Run with `python -m experiments.solver experiments/results/mjx-solver.json [FAMILY ...]`: some
+minutes a family, most of them to compile. Rows of random play go on under each setting from the
+same states, and are compared with the solver at MuJoCo's own numbers.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import envs
+from experiments import presets, run
+
+FAMILIES = ("cheetah_vel", "walker_params", "ant_dir")
+ROWS, STEPS, REPEATS = 64, 10, 5
+# Iterations of the solver and of its line search; None is the model's own number of the first.
+SETTINGS = ((None, 50), (None, 10), (None, 4), (4, 4), (2, 4))
+
+
+def play(env: Any, states: Any, actions: jax.Array) -> Any:
+    """Returns the states [ROWS] after actions [STEPS, ROWS, A]."""
+
+    def step(states: Any, action: jax.Array) -> tuple[Any, None]:
+        return jax.vmap(env.step)(states, action), None
+
+    return jax.lax.scan(step, states, actions)[0]
+
+
+def measure(family: str) -> list[dict[str, Any]]:
+    """Returns a row for each setting: speed, seconds to compile, and errors (m, rad, m/s, rad/s)."""
+    env: Any = envs.make(family, "mjx")
+    system = env._system
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    shape = (STEPS, ROWS, env.action_size)
+    first, actions = (
+        jax.random.uniform(jax.random.key(i), shape, minval=-1.0, maxval=1.0) for i in (1, 2)
+    )
+    states = jax.jit(jax.vmap(env.reset))(keys, env.sample_tasks(jax.random.key(3), ROWS))
+    states = jax.jit(lambda states: play(env, states, first))(states)
+    rows: list[dict[str, Any]] = []
+    reference = None
+    for iterations, ls_iterations in SETTINGS:
+        iterations = iterations or int(system.opt.iterations)
+        opt = system.opt.replace(iterations=iterations, ls_iterations=ls_iterations)
+        env._system = system.replace(opt=opt)
+        begun = time.monotonic()
+        compiled = jax.jit(lambda states: play(env, states, actions)).lower(states).compile()
+        compile_seconds = time.monotonic() - begun
+        after, seconds = compiled(states), []
+        for _ in range(REPEATS):
+            begun = time.monotonic()
+            jax.block_until_ready(compiled(states))
+            seconds.append(time.monotonic() - begun)
+        place = np.concatenate([after.physics.q, after.physics.qd], axis=1)
+        reference = place if reference is None else reference
+        error = np.abs(place - reference).max(axis=1)
+        rows.append(
+            {
+                "family": family,
+                "iterations": iterations,
+                "ls_iterations": ls_iterations,
+                "env_steps_per_second": ROWS * STEPS / float(np.median(seconds)),
+                "compile_seconds": compile_seconds,
+                "error_median": float(np.median(error)),
+                "error_p90": float(np.quantile(error, 0.9)),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def main(path: Path, families: tuple[str, ...]) -> None:
+    """Measures families and writes a JSON file."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    record = run.describe(presets.preset("cheetah_vel", "paper"))
+    kept = ("git_commit", "versions", "device", "platform")
+    result = {name: record[name] for name in kept} | {
+        "command": f"python -m experiments.solver {path} {' '.join(families)}",
+        "rows": [row for family in families for row in measure(family)],
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    jnp.zeros(())  # the backend starts before anything is timed
+    main(Path(sys.argv[1]), tuple(sys.argv[2:]) or FAMILIES)
