@@ -209,12 +209,12 @@ def test_physics_that_is_not_finite_ends_the_episode(family):
     )
     with jax.numpy_rank_promotion("allow"):
         after = played.run(played.start.replace(physics=broken), played.actions)
-    assert np.asarray(after["terminated"])[0].all()
     assert np.asarray(after["blew_up"]).all()
     assert not played.trace["blew_up"].any()
-    assert not np.asarray(after["truncated"]).any()  # nor at the time limit
+    assert np.asarray(after["truncated"]).all()
+    assert not np.asarray(after["terminated"]).any()
     assert np.isfinite(after["observation"]).all()
-    np.testing.assert_array_equal(after["reward"], 0.0)
+    np.testing.assert_array_equal(after["reward"], played.env.worst_reward)
 
 
 @pytest.mark.parametrize("family", PHYSICS)
@@ -379,9 +379,9 @@ def test_state_that_is_not_finite_ends_the_episode():
     for poison, step in ((jnp.nan, 0), (jnp.inf, 0), (jnp.nan, 4)):
         broken = state.replace(physics=state.physics.at[0].set(poison), step=jnp.int32(step))
         after = env.step(broken, jnp.zeros(2))
-        assert bool(after.terminated)
-        assert not bool(after.truncated)
-        assert float(after.reward) == 0.0
+        assert bool(after.truncated)
+        assert not bool(after.terminated)
+        assert float(after.reward) == env.worst_reward
         np.testing.assert_array_equal(after.observation, state.observation)
 
 
