@@ -8,14 +8,18 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from envs.base import Array, BraxEnvironment, Engine, Ranges, Task
-from envs.cheetah import control_cost
+from envs.base import Array, Film, Ranges, Task
+from envs.locomotion import control_cost, heading, side
+from envs.physics import Body, Engine
 
 
-class Ant(BraxEnvironment):
+class Ant(Body):
     """The body, with Brax's own settings for its engines."""
 
+    body = "ant"
+    film = Film(elevation=30.0, azimuth=15.0, seconds=0.7, height=1.8)
     model = "ant.xml"
     engines: ClassVar = {
         "spring": Engine(timestep=0.005, substeps=10),
@@ -25,15 +29,22 @@ class Ant(BraxEnvironment):
     }
 
 
-def heading(angle: Array) -> Array:
-    """Returns the unit vector [2] at an angle from the x axis (rad)."""
-    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-
-
 class AntDir(Ant):
     """Task `angle`, 0 or pi: reward is the torso's speed that way - 0.5 sum a^2 + 1."""
 
     worst_reward = -20.0  # more than 17 m/s the wrong way
+    parameters: ClassVar = {"angle": "which way to run, from the x axis (rad)"}
+    caption = "run forward\nor backward"
+
+    @classmethod
+    def title(cls, task: Task) -> str:
+        """Forward or backward."""
+        return side(np.cos(task["angle"]))
+
+    @classmethod
+    def way(cls, task: Task) -> np.ndarray:
+        """The direction."""
+        return np.asarray(heading(task["angle"]))
 
     def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws forward or backward."""
@@ -65,10 +76,28 @@ class AntGoal(Ant):
     The ranges `radius` (m) and `angle` (rad) cut a sector or a ring out of the disc.
     """
 
+    parameters: ClassVar = {
+        "goal": "where to go, x and y (m)",
+        "radius": "distance of the goal from the start (m)",
+        "angle": "direction of the goal, from the x axis (rad)",
+    }
     worst_reward = -60.0  # more than 59 m away: 4 m/s for a whole episode, and the farthest goal
     ranges: ClassVar = {"radius": (0.0, 3.0), "angle": (0.0, 2 * math.pi)}
     limits: ClassVar = {"radius": (0.0, 10.0), "angle": (-2 * math.pi, 2 * math.pi)}
     splits: ClassVar = {"ood": ({"radius": (0.0, 2.0)}, {"radius": (2.0, 3.0)})}
+    caption = "go to a place\nwithin 3 m"
+
+    @classmethod
+    def title(cls, task: Task) -> str:
+        """The goal."""
+        x, y = map(float, task["goal"])
+        return f"({x:z.1f}, {y:z.1f}) m"
+
+    @classmethod
+    def way(cls, task: Task) -> np.ndarray:
+        """The direction of the goal."""
+        goal = np.asarray(task["goal"])
+        return goal / np.hypot(*goal)
 
     def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a goal."""

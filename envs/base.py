@@ -1,20 +1,13 @@
-"""What all task families share: state, reset, time limit, and the physics engine.
+"""What a task family is: the contract, its state, reset, time limit. No engine runs here.
 
-This is the only file that knows which engine runs. A family sees its physics through
-`observe`, `reward` and `unhealthy`; it is written once for every backend.
 Shapes are those of one row: vectorise with `jax.vmap`. Letters as in `jmql/types.py`.
+docs/add_a_family.md shows a whole family.
 """
 
 import abc
-import contextlib
 import dataclasses
-import importlib
-import importlib.util
-import io
-import pathlib
-import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +19,7 @@ Task = dict[str, Array]
 Ranges = Mapping[str, tuple[float, float]]  # what a parameter of a task is drawn from
 
 _LIMIT = 1e10  # MuJoCo's mjMAXVAL; NaN is not below it either
-
-BACKENDS = ("spring", "positional", "generalized", "mjx")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class EnvState(struct.PyTreeNode):
@@ -41,25 +33,69 @@ class EnvState(struct.PyTreeNode):
     truncated: Array  # [] bool: the time limit was reached
     step: Array  # [] int32: steps taken since the episode began
     blew_up: Array  # [] bool: the physics was not finite, which is why the episode was truncated
+    extras: dict[str, Array]  # [] float32 each: what else the family reports, always finite
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """How a body is shown in a picture."""
+
+    elevation: float  # of the eye (degrees); 0 looks along the y axis, or at an azimuth from it
+    azimuth: float
+    seconds: float
+    height: float  # room for a frame and its title (m)
 
 
 class Environment(abc.ABC):
-    """A family of tasks.
+    """A family of tasks. What is abstract here every family says of itself.
 
     Args:
         episode_length: steps after which an episode is truncated.
         observe_task: the observation ends with the task itself (the oracle baseline).
     """
 
-    action_size: int
-    worst_reward: float  # the least that a step can earn: what is below is raised to it
+    backends: ClassVar[tuple[str, ...]] = ("none",)  # physics engines, the default first
+    body: ClassVar[str] = ""  # families of one body share its physics
+    parameters: ClassVar[Mapping[str, str]] = {}  # meaning (unit) of a task's leaves and ranges
     ranges: ClassVar[Ranges] = {}  # the benchmark's own
     limits: ClassVar[Ranges] = {}  # by parameter: the widest range that makes sense
-    splits: ClassVar[dict[str, tuple[Ranges, Ranges]]] = {}  # by name: of training, of held-out
+    splits: ClassVar[Mapping[str, tuple[Ranges, Ranges]]] = {}  # of training, of held-out
+    caption: ClassVar[str] = ""  # what its tasks are, in lines of a picture
+    film: ClassVar[Film | None] = None  # None: it is not shown
 
     def __init__(self, episode_length: int = 200, observe_task: bool = False):
         self.episode_length = episode_length
         self._observe_task = observe_task
+
+    @property
+    @abc.abstractmethod
+    def action_size(self) -> int:
+        """A; a family without an engine says it as a plain class attribute."""
+
+    @property
+    @abc.abstractmethod
+    def worst_reward(self) -> float:
+        """The least that a step can earn: what is below is raised to it. A class attribute."""
+
+    @classmethod
+    def limit(cls, parameter: str) -> tuple[float, float]:
+        """Returns the widest range of a parameter: without one of its own, all of float32."""
+        return cls.limits.get(parameter, (-_LARGEST, _LARGEST))
+
+    @classmethod
+    def title(cls, task: Task) -> str:
+        """Returns what one task is called in a table or a legend, of at most 40 characters."""
+        parts = (
+            f"{name} {', '.join(f'{x:+.2f}' for x in np.ravel(leaf))}"
+            for name, leaf in task.items()
+        )
+        words = " ".join(parts)
+        return words if len(words) <= 40 else f"{words[:39]}…"
+
+    @classmethod
+    def way(cls, task: Task) -> np.ndarray | None:  # noqa: ARG003
+        """Returns which way a task wants the body to go, [2], for the arrow of a picture."""
+        return None
 
     @abc.abstractmethod
     def draw_task(self, key: Array, ranges: Ranges) -> Task:
@@ -100,6 +136,10 @@ class Environment(abc.ABC):
         """Returns whether the task has ended, [] bool."""
         return jnp.zeros((), bool)
 
+    def extras(self, physics: Any, task: Task) -> dict[str, Array]:
+        """Returns what else there is to report of a state, [] each, such as success (0 or 1)."""
+        return {}
+
     @property
     def observation_size(self) -> int:
         """O, without running the physics."""
@@ -119,6 +159,7 @@ class Environment(abc.ABC):
             truncated=jnp.zeros((), bool),
             step=jnp.zeros((), jnp.int32),
             blew_up=jnp.zeros((), bool),
+            extras=self._extras(physics, task, True, {}),
         )
 
     def step(self, state: EnvState, action: Array) -> EnvState:
@@ -144,6 +185,7 @@ class Environment(abc.ABC):
             truncated=((step >= self.episode_length) | ~finite) & ~terminated,
             step=step,
             blew_up=~finite,
+            extras=self._extras(physics, state.task, finite, state.extras),
         )
 
     def _observation(self, physics: Any, task: Task) -> Array:
@@ -153,241 +195,12 @@ class Environment(abc.ABC):
             observation = jnp.concatenate([observation, *shown])
         return observation
 
-
-class Capsules(NamedTuple):
-    """Rods with round ends, which is what a body is made of."""
-
-    ends: Array  # [G, 2, 3] the two ends of each rod's axis (m)
-    radius: Array  # [G] (m)
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    """How one backend runs one body: physics steps, their length, and what the model is not."""
-
-    timestep: float  # seconds
-    substeps: int  # physics steps in a control step
-    gear: tuple[float, ...] = ()  # of the motors; empty: as in the model
-    runge_kutta: bool = False  # mjx: by MuJoCo's Runge-Kutta of order 4, else by its Euler
-
-
-class BraxEnvironment(Environment):
-    """A family whose body is a MuJoCo model: Gymnasium's on `mjx`, elsewhere Brax's of that name.
-
-    Subclasses name their `model` and, for each backend, the `Engine` that runs it.
-    """
-
-    model: str
-    engines: ClassVar[dict[str, Engine]]
-    reset_noise = 0.1  # largest distance of a first position from rest (m, rad)
-    normal_velocity = True  # first velocities are reset_noise * N(0, 1), or drawn as positions are
-
-    def __init__(self, backend: str, **kwargs: Any):
-        super().__init__(**kwargs)
-        engine = self.engines[backend]
-        self._substeps = engine.substeps
-        self._pipeline, self._system = _load(backend, self.model, engine)
-        self._step = _runge_kutta if engine.runge_kutta else _one_step
-        self._finish_reset = _drop_forces if backend == "mjx" else lambda physics: physics
-        self.dt = engine.timestep * engine.substeps  # seconds of a control step
-        self.action_size = self._system.act_size()
-        self._free_joint = self._system.link_types.startswith("f")
-
-    def system(self, task: Task) -> Any:
-        """Returns the physical model that a task is played on: the same for all, unless said."""
-        return self._system
-
-    def start(self, key: Array, task: Task) -> Any:
-        """Positions at rest + noise, velocities noise."""
-        position_key, velocity_key = jax.random.split(key)
-        system, noise = self.system(task), self.reset_noise
-        q = system.init_q + jax.random.uniform(
-            position_key, (system.q_size(),), minval=-noise, maxval=noise
-        )
-        if self._free_joint:  # q[3:7] is an orientation, a unit quaternion
-            q = q.at[3:7].divide(jnp.linalg.norm(q[3:7]))
-        shape = (system.qd_size(),)
-        if self.normal_velocity:
-            qd = noise * jax.random.normal(velocity_key, shape)
-        else:
-            qd = jax.random.uniform(velocity_key, shape, minval=-noise, maxval=noise)
-        return self._finish_reset(self._pipeline.init(system, q, qd))
-
-    def advance(self, physics: Any, action: Array, task: Task) -> Any:
-        """Holds the action over all substeps."""
-        system, control = self.system(task), self.control(action)
-
-        def substep(physics: Any, _: None) -> tuple[Any, None]:
-            return self._step(self._pipeline, system, physics, control), None
-
-        return jax.lax.scan(substep, physics, None, length=self._substeps)[0]
-
-    def control(self, action: Array) -> Array:
-        """Returns an action [A] in [-1, 1], mapped to the range of the actuators."""
-        low, high = self._system.actuator.ctrl_range.T
-        return (high + low) / 2 + (high - low) / 2 * action
-
-    def position(self, physics: Any) -> Array:
-        """Generalized positions, as MuJoCo's qpos (m, rad, quaternions)."""
-        return physics.q
-
-    def velocity(self, physics: Any) -> Array:
-        """Generalized velocities, as MuJoCo's qvel (m/s, rad/s)."""
-        return physics.qd
-
-    def torso(self, physics: Any) -> Array:
-        """Position of the first link in the world, [3] (m)."""
-        return physics.x.pos[0]
-
-    def capsules(self, physics: Any) -> Capsules:
-        """The shape of the body in the world, for pictures; a sphere is a capsule of length 0."""
-        math = importlib.import_module("brax.math")
-        system = self._system
-        kinds = importlib.import_module("mujoco").mjtGeom
-        geoms = np.flatnonzero(
-            np.isin(system.geom_type, (kinds.mjGEOM_SPHERE, kinds.mjGEOM_CAPSULE))
-        )
-        links = system.geom_bodyid[geoms] - 1
-        radius, half_length = system.geom_size[geoms, 0], system.geom_size[geoms, 1]
-
-        def end(sign: float) -> Array:
-            along = sign * half_length[:, None] * jnp.array([0.0, 0.0, 1.0])
-            local = jax.vmap(math.rotate)(along, system.geom_quat[geoms]) + system.geom_pos[geoms]
-            return physics.x.pos[links] + jax.vmap(math.rotate)(local, physics.x.rot[links])
-
-        return Capsules(jnp.stack([end(-1.0), end(1.0)], axis=1), jnp.asarray(radius))
-
-    # What only mjx keeps. All of it is of the beginning of the last substep, or of its last stage
-    # where the integrator has stages, as native MuJoCo leaves it too.
-
-    def center_of_mass(self, physics: Any) -> Array:
-        """Of the whole body in the world, [3] (m)."""
-        return physics.subtree_com[1]
-
-    def body_inertia(self, physics: Any) -> Array:
-        """Of each body about the whole body's center of mass, MuJoCo's cinert, [bodies, 10]."""
-        return physics._impl.cinert
-
-    def body_velocity(self, physics: Any) -> Array:
-        """Of each body at the whole body's center of mass, MuJoCo's cvel, [bodies, 6]."""
-        return physics.cvel
-
-    def motor_force(self, physics: Any) -> Array:
-        """On each degree of freedom, [qvel] (N, N m)."""
-        return physics.qfrc_actuator
-
-    def scaled_system(self, mass: Array, inertia: Array, damping: Array, friction: Array) -> Any:
-        """Returns the model with its parameters multiplied; what MuJoCo derives from them when it
-        compiles a model stays as it was. Only mjx reads them all.
-
-        Args:
-            mass: [bodies], the world left out.
-            inertia: [bodies, 3], about the principal axes.
-            damping: [qvel].
-            friction: [geoms, 3].
-        """
-        system = self._system
-        return system.replace(
-            body_mass=system.body_mass.at[1:].multiply(mass),
-            body_inertia=system.body_inertia.at[1:].multiply(inertia),
-            dof_damping=system.dof_damping * damping,
-            geom_friction=system.geom_friction * friction,
-        )
-
-
-def _load(backend: str, model: str, engine: Engine) -> tuple[Any, Any]:
-    """Returns Brax's pipeline module of a backend and the System of a model."""
-    # Importing MJX prints a notice when warp is missing; loading warns of Brax's state of
-    # maintenance and of old attributes in its models. None of it is news to a user of JMQL.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mjcf = importlib.import_module("brax.io.mjcf")
-        importlib.import_module("mujoco").set_mju_user_warning(lambda message: None)
-        pipeline = importlib.import_module(f"brax.{backend}.pipeline")
-        if backend == "mjx":
-            system = _gymnasium_system(model, engine)
-        else:
-            system = mjcf.load(_package("brax") / "envs/assets" / model)
-    system = system.tree_replace({"opt.timestep": engine.timestep})
-    if engine.gear:
-        gear = jnp.asarray(np.asarray(engine.gear), system.actuator.gear.dtype)
-        system = system.replace(actuator=system.actuator.replace(gear=gear))
-    return pipeline, system
-
-
-def _gymnasium_system(model: str, engine: Engine) -> Any:
-    """Returns the System of one of Gymnasium's models, for mjx only."""
-    mujoco = importlib.import_module("mujoco")
-    path = _package("gymnasium") / "envs/mujoco/assets" / model
-    native = mujoco.MjModel.from_xml_path(str(path))
-    native.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # humanoid asks for PGS, which MJX lacks
-    # Of MuJoCo's 50 most would do nothing, and MJX runs them all: this is 4 to 6 times faster, and
-    # as near to native MuJoCo. Fewer solver iterations are not: walker then errs by 5e-3.
-    native.opt.ls_iterations = 4
-    native.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
-    if engine.runge_kutta:
-        native.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-    # Not mjcf.load: it joins bodies without a joint to their parents, and humanoid shows its feet.
-    system = importlib.import_module("brax.io.mjcf").load_model(native)
-    # Gymnasium begins at qpos0; Brax would read a number `init_qpos` that ant's model has.
-    return system.replace(init_q=jnp.asarray(native.qpos0))
-
-
-def _package(name: str) -> pathlib.Path:
-    """Returns the folder of an installed package, without importing it."""
-    spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    return pathlib.Path(spec.origin).parent
-
-
-def _one_step(pipeline: Any, system: Any, physics: Any, control: Array) -> Any:
-    """Returns the physics one time step later, by the engine's own integrator."""
-    return pipeline.step(system, physics, control)
-
-
-def _runge_kutta(pipeline: Any, system: Any, physics: Any, control: Array) -> Any:
-    """Returns the physics one time step later, by MuJoCo's Runge-Kutta of order 4.
-
-    MJX has it too, but compiles the forces once for each stage; here the stages are a loop. The
-    system's own integrator is Euler with explicit damping: of its steps only the forces are kept,
-    and the way it moves positions, quaternions among them, at a given rate.
-    """
-    mjx = importlib.import_module("mujoco.mjx")
-    first, timestep = physics, system.opt.timestep
-
-    def moved(rate: Array) -> Array:
-        return mjx.euler(system, first.replace(qvel=rate, qacc=jnp.zeros_like(rate))).qpos
-
-    def stage(carry: Any, numbers: Array) -> tuple[Any, None]:
-        physics, rate, acceleration = carry
-        weight, ahead = numbers
-        velocity = physics.qvel
-        physics = pipeline.step(system, physics, control)
-        rate = rate + weight * velocity
-        acceleration = acceleration + weight * physics.qacc
-        physics = physics.replace(
-            qpos=moved(ahead * velocity), qvel=first.qvel + timestep * ahead * physics.qacc
-        )
-        return (physics, rate, acceleration), None
-
-    none = jnp.zeros_like(first.qvel)
-    numbers = jnp.array([[1 / 6, 1 / 2], [1 / 3, 1 / 2], [1 / 3, 1.0], [1 / 6, 0.0]])
-    (physics, rate, acceleration), _ = jax.lax.scan(stage, (first, none, none), numbers)
-    q, qd = moved(rate), first.qvel + timestep * acceleration
-    return physics.replace(q=q, qd=qd, qpos=q, qvel=qd, time=first.time + timestep)
-
-
-def _drop_forces(physics: Any) -> Any:
-    """Returns a first state of mjx with zeros for all that a step computes anew.
-
-    The compiler then leaves the forces out of a reset: contacts and their solver take two thirds
-    of the time to compile one and nearly all of the time to run it, and training resets each row
-    at each step, to have the fresh state where an episode has ended.
-    """
-    zeros = jax.tree.map(jnp.zeros_like, physics)
-    kept = ("q", "qd", "qpos", "qvel", "x", "xd", "subtree_com", "cvel")
-    return zeros.replace(
-        _impl=zeros._impl.replace(cinert=physics._impl.cinert),
-        **{name: getattr(physics, name) for name in kept},
-    )
+    def _extras(
+        self, physics: Any, task: Task, finite: Array | bool, before: dict[str, Array]
+    ) -> dict[str, Array]:
+        """What the family reports; where it is not finite what it reported before, at first 0."""
+        found = {name: jnp.asarray(x, float) for name, x in self.extras(physics, task).items()}
+        return {
+            name: jnp.where(finite & jnp.isfinite(x), x, before.get(name, 0.0))
+            for name, x in found.items()
+        }

@@ -10,29 +10,44 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from envs.ant import heading
-from envs.base import Array, BraxEnvironment, Engine, Ranges, Task
-from envs.cheetah import control_cost
+from envs.base import Array, Film, Ranges, Task
+from envs.locomotion import control_cost, heading
+from envs.physics import Body, Engine
 
 _TIMESTEP = 0.003
 
 
-class HumanoidDir(BraxEnvironment):
+class HumanoidDir(Body):
     """Task `angle`, U[0, 2 pi]: reward is 0.25 of the centre of mass's way in that direction,
     over the length of a physics step, - 0.1 sum a^2 + 5.
     """
 
     worst_reward = -20.0  # more than 19 m/s the wrong way
+    parameters: ClassVar = {"angle": "which way to run, from the x axis (rad)"}
     ranges: ClassVar = {"angle": (0.0, 2 * math.pi)}
     limits: ClassVar = {"angle": (-2 * math.pi, 2 * math.pi)}
     splits: ClassVar = {
         "ood": ({"angle": (0.0, 1.5 * math.pi)}, {"angle": (1.5 * math.pi, 2 * math.pi)})
     }
+    caption = "run in a\ndirection"
+    film = Film(elevation=20.0, azimuth=35.0, seconds=0.45, height=2.35)
+    body = "humanoid"
     model = "humanoid.xml"
     engines: ClassVar = {"mjx": Engine(timestep=_TIMESTEP, substeps=5, runge_kutta=True)}
     reset_noise = 0.01
     normal_velocity = False
+
+    @classmethod
+    def title(cls, task: Task) -> str:
+        """The direction, in degrees."""
+        return f"{np.degrees(float(task['angle'])):.0f}°"
+
+    @classmethod
+    def way(cls, task: Task) -> np.ndarray:
+        """The direction."""
+        return np.asarray(heading(task["angle"]))
 
     def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a direction."""

@@ -7,24 +7,36 @@ import jax
 import jax.numpy as jnp
 
 from envs.base import Array, Environment, Ranges, Task
+from envs.locomotion import heading
 
 
 class PointGoal(Environment):
     """Task `goal` [2], on the half circle of radius 1 above the start: reward -distance."""
 
+    body = "point"
     action_size = 2
     worst_reward = -30.0  # as far away as an episode can take it
+    parameters: ClassVar = {
+        "goal": "where to go, x and y",
+        "angle": "direction of the goal, from the x axis (rad)",
+    }
     ranges: ClassVar = {"angle": (0.0, math.pi)}
     limits: ClassVar = {"angle": (-2 * math.pi, 2 * math.pi)}
     splits: ClassVar = {
         "ood": ({"angle": (0.0, 0.75 * math.pi)}, {"angle": (0.75 * math.pi, math.pi)})
     }
 
+    @classmethod
+    def title(cls, task: Task) -> str:
+        """The goal."""
+        x, y = map(float, task["goal"])
+        return f"({x:z.2f}, {y:z.2f})"
+
     def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a goal."""
         low, high = ranges["angle"]
         angle = jax.random.uniform(key, minval=low, maxval=high)
-        return {"goal": jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
+        return {"goal": heading(angle)}
 
     def start(self, key: Array, task: Task) -> Array:
         """A position [2] near the origin, + U(-0.1, 0.1)."""

@@ -7,14 +7,16 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from envs.base import Array, BraxEnvironment, Engine, Ranges, Task
-from envs.cheetah import control_cost
+from envs.base import Array, Film, Ranges, Task
+from envs.locomotion import control_cost, speed
+from envs.physics import Body, Engine
 
 _BODIES, _DOFS, _GEOMS = 7, 9, 8  # without the world; with the floor
 
 
-class WalkerParams(BraxEnvironment):
+class WalkerParams(Body):
     """Task: factors on the body's `mass` [7], `inertia` [7, 3], joint `damping` [9] and `friction`
     [8, 3], each base^U(-3, 3), the base 1.3 for damping and 1.5 else. Reward is speed + 1 -
     0.001 sum a^2.
@@ -23,14 +25,34 @@ class WalkerParams(BraxEnvironment):
     """
 
     worst_reward = -20.0  # more than 20 m/s backward
+    parameters: ClassVar = {
+        "mass": "of each body (factor)",
+        "inertia": "of each body, about its three axes (factor)",
+        "damping": "of each degree of freedom (factor)",
+        "friction": "of each geom: sliding, torsional, rolling (factor)",
+        "exponent": "size of the exponents of all factors",
+    }
     ranges: ClassVar = {"exponent": (0.0, 3.0)}
     limits: ClassVar = {"exponent": (0.0, 6.0)}
     splits: ClassVar = {"ood": ({"exponent": (0.0, 2.0)}, {"exponent": (2.0, 3.0)})}
-
+    caption = "run with a body\nof another build"
+    film = Film(elevation=0.0, azimuth=0.0, seconds=0.4, height=2.15)
+    body = "walker"
     model = "walker2d.xml"
     engines: ClassVar = {"mjx": Engine(timestep=0.004, substeps=4, runge_kutta=True)}
     reset_noise = 0.005
     normal_velocity = False
+
+    @classmethod
+    def title(cls, task: Task) -> str:
+        """How much the masses vary."""
+        mass = np.asarray(task["mass"])
+        return f"masses × {mass.min():.1f} to {mass.max():.1f}"
+
+    @classmethod
+    def way(cls, task: Task) -> np.ndarray:  # noqa: ARG003
+        """Forward."""
+        return np.array([1.0, 0.0])
 
     def draw_task(self, key: Array, ranges: Ranges) -> Task:
         """Draws a body."""
@@ -60,8 +82,7 @@ class WalkerParams(BraxEnvironment):
 
     def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
         """Forward speed, less the cost of control, plus 1 for being healthy."""
-        speed = (self.position(after)[0] - self.position(before)[0]) / self.dt
-        return speed - control_cost(action, 0.001) + 1.0
+        return speed(self, before, after) - control_cost(action, 0.001) + 1.0
 
     def unhealthy(self, physics: Any) -> Array:
         """The torso is not between 0.8 m and 2 m, or leans by 1 rad or more."""

@@ -21,7 +21,6 @@ from jmql.config import LARGEST_INT, ConfigError
 from jmql.types import Array, Batch, Key
 
 _LEARNER_TASKS = ("cheetah_dir", "ant_dir")
-_SAME_BODY = ("cheetah_vel", "ant_goal", "point_sparse")  # the physics of a family beside them
 _UNITS = {"learner": "updates", "adaptation": "tasks"}
 _UNITS |= {"collection": "env steps", "physics": "env steps"}
 _ROWS = (1, 8, 64, 512, 4096)
@@ -78,8 +77,8 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
         add("adaptation", "point_goal", f"{count} tasks", measured)
     # On CPU more rows take longer and tell nothing new.
     physics_rows = (64,) if jax.default_backend() == "cpu" else (64, 512, 4096)
-    for task, family in envs.FAMILIES.items() if "physics" in parts else ():
-        for backend in family.backends if task not in _SAME_BODY else ():
+    for task in _bodies() if "physics" in parts else ():
+        for backend in envs.load(task).backends:
             config = presets.preset(task, presets.profiles(task)[0])
             config = dataclasses.replace(config, backend=backend)
             for rows in physics_rows:
@@ -185,11 +184,17 @@ def measure(
     }
 
 
+def _bodies() -> list[str]:
+    """Returns a family of each body: those of one body share its physics."""
+    first: dict[str, str] = {}
+    for task in envs.FAMILIES:
+        first.setdefault(envs.load(task).body, task)
+    return list(first.values())
+
+
 def _paper(task: str) -> RunConfig:
     """The reference's sizes, on an engine that loads quickly: physics is not measured here."""
-    return dataclasses.replace(
-        presets.preset(task, "paper"), backend=envs.FAMILIES[task].backends[0]
-    )
+    return dataclasses.replace(presets.preset(task, "paper"), backend=envs.load(task).backends[0])
 
 
 def _rows(config: RunConfig, rows: int) -> RunConfig:

@@ -103,18 +103,11 @@ class Bar:
             console.print(_Numbers().render(task).plain, soft_wrap=True)
 
 
-def task_names(tasks: Task) -> list[str]:
-    """Returns a short name for each task of leaves [K, ...], such as `velocity 1.25`."""
+def task_names(family: Environment | type[Environment], tasks: Task) -> list[str]:
+    """Returns what the family calls each task of leaves [K, ...], such as `1.25 m/s`."""
+    tasks = jax.tree.map(np.asarray, tasks)
     count = jax.tree.leaves(tasks)[0].shape[0]
-    names = []
-    for i in range(count):
-        parts = [
-            f"{name} {', '.join(f'{x:+.2f}' for x in np.ravel(value[i]))}"
-            for name, value in tasks.items()
-        ]
-        name = " ".join(parts)
-        names.append(name if len(name) <= 40 else f"task {i + 1}")
-    return names
+    return [family.title(jax.tree.map(lambda x, i=i: x[i], tasks)) for i in range(count)]
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, list[str]]]) -> None:

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import envs
+
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("jmql", "envs", "experiments")
 FILES = {room: sorted((ROOT / room).rglob("*.py")) for room in ROOMS}
@@ -78,9 +80,23 @@ def test_envs_import_nothing_of_the_other_rooms():
         assert not packages(path) & {"jmql", "experiments"}, path
 
 
-def test_only_envs_import_a_physics_engine():
+def test_one_file_imports_a_physics_engine():
+    found = {path for room in ROOMS for path in FILES[room] if packages(path) & ENGINES}
+    assert found == {ROOT / "envs/physics.py"}
     for path in FILES["jmql"] + FILES["experiments"]:
-        assert not packages(path) & (ENGINES | {"etils"}), path
+        assert "etils" not in packages(path), path
+
+
+def test_families_do_not_import_each_other():
+    families = {path.partition(":")[0] for path in envs.FAMILIES.values()}
+    shared = ("envs.base.", "envs.physics.", "envs.locomotion.")
+    for module in families:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        ours = {name for name in imports(parse(path)) if name.split(".")[0] == "envs"}
+        assert ours, path
+        assert all(name.startswith(shared) for name in ours), path
+    for name in ("base", "physics", "locomotion"):
+        assert not imports(parse(ROOT / f"envs/{name}.py")) & families
 
 
 def test_jmql_imports_in_one_direction():

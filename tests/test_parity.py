@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import pathlib
+from typing import ClassVar
 from unittest import mock
 
 import jax
@@ -24,12 +26,13 @@ from mujoco.mjx._src import math as mjx_math
 
 import envs
 from envs.base import Environment
+from envs.physics import Body, Engine
 
 ASSETS = pathlib.Path(importlib.util.find_spec("gymnasium").origin).parent / "envs/mujoco/assets"
 
 
 @dataclasses.dataclass(frozen=True)
-class Body:
+class Facts:
     """What TASKS says of a body, apart from `envs`."""
 
     model: str
@@ -44,10 +47,10 @@ class Body:
 
 
 EULER, RK4 = 0, 1
-CHEETAH = Body("half_cheetah.xml", 0.01, 5, EULER, 0.1)
-ANT = Body("ant.xml", 0.01, 5, RK4, 0.1)
-HUMANOID = Body("humanoid.xml", 0.003, 5, RK4, 0.01)
-WALKER = Body("walker2d.xml", 0.004, 4, RK4, 0.005)
+CHEETAH = Facts("half_cheetah.xml", 0.01, 5, EULER, 0.1)
+ANT = Facts("ant.xml", 0.01, 5, RK4, 0.1)
+HUMANOID = Facts("humanoid.xml", 0.003, 5, RK4, 0.01)
+WALKER = Facts("walker2d.xml", 0.004, 4, RK4, 0.005)
 BODIES = {
     "cheetah_dir": CHEETAH,
     "cheetah_vel": CHEETAH,
@@ -61,7 +64,7 @@ BODIES = {
 # --- Native MuJoCo.
 
 
-def native_model(body: Body, scales: dict[str, np.ndarray] | None = None) -> mujoco.MjModel:
+def native_model(body: Facts, scales: dict[str, np.ndarray] | None = None) -> mujoco.MjModel:
     """Returns a model as the benchmark runs it, with scaled parameters where there are scales."""
     mujoco.set_mju_user_warning(lambda message: None)
     model = mujoco.MjModel.from_xml_path(str(ASSETS / body.model))
@@ -90,7 +93,7 @@ def looks(model: mujoco.MjModel, data: mujoco.MjData) -> dict[str, np.ndarray]:
 
 
 def native_play(
-    model: mujoco.MjModel, body: Body, qpos: np.ndarray, qvel: np.ndarray, actions: np.ndarray
+    model: mujoco.MjModel, body: Facts, qpos: np.ndarray, qvel: np.ndarray, actions: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Plays actions [T, A] from a state; returns what is seen then and after each step, [T+1]."""
     data = mujoco.MjData(model)
@@ -420,6 +423,85 @@ def test_ant_goes_on_as_native_mujoco_in_the_mean():
         error = difference.std() / len(difference) ** 0.5
         assert 0 < error < 0.05 * np.abs(values).mean() + 0.05, name  # precise enough to say so
         assert abs(difference.mean()) < 4 * error, name
+
+
+# --- A model of one's own, with boxes, one of which is free and is not the root.
+
+CRATE = """
+<mujoco>
+  <worldbody>
+    <geom type="box" size=".5 .4 .05" pos="0 0 .3" contype="0" conaffinity="0"/>
+    <body name="cart" pos="0 0 1">
+      <joint name="x" type="slide" axis="1 0 0" damping="1"/>
+      <geom type="capsule" size=".05 .2" contype="0" conaffinity="0"/>
+    </body>
+    <body name="box" pos="1 0 2">
+      <freejoint/>
+      <geom type="box" size=".1 .2 .3" pos=".05 0 0" quat="1 .2 0 0" contype="0" conaffinity="0"/>
+    </body>
+  </worldbody>
+  <actuator><motor joint="x" gear="10" ctrllimited="true" ctrlrange="-1 1"/></actuator>
+</mujoco>
+"""
+
+
+class Crate(Body):
+    """A cart that is pushed, and a box that falls and turns."""
+
+    worst_reward = -1.0
+    engines: ClassVar = {"mjx": Engine(timestep=0.01, substeps=5)}
+
+    def draw_task(self, key, ranges):
+        return {}
+
+    def observe(self, physics, task):
+        return jnp.concatenate([self.position(physics), self.velocity(physics)])
+
+    def reward(self, before, after, action, task):
+        return self.torso(after)[0]
+
+
+def test_a_free_box_of_a_model_of_ones_own_is_that_of_native_mujoco(
+    tmp_path, monkeypatch, rank_promotion
+):
+    path = tmp_path / "crate.xml"
+    path.write_text(CRATE)
+    env = type("Here", (Crate,), {"model": path})("mjx")
+    assert (env.backends, env.action_size) == (("mjx",), 1)
+    with monkeypatch.context() as patch:  # what is drawn: MJX would normalise it too
+        patch.setattr(env._pipeline, "init", lambda system, q, qd: q)
+        patch.setattr(env, "_finish_reset", lambda q: q)
+        drawn = np.asarray(env.start(jax.random.key(0), {}))
+    np.testing.assert_allclose(np.linalg.norm(drawn[4:8]), 1.0, atol=1e-6)
+    assert np.abs(drawn[5:8]).min() > 0.01  # it begins at an angle
+
+    @jax.jit
+    def run(key):
+        def step(state, _):
+            state = env.step(state, jnp.ones(1))
+            return state, (state.observation, env.shapes(state.physics))
+
+        first = env.reset(key, {})
+        return first.observation, jax.lax.scan(step, first, None, length=5)[1]
+
+    first, (observation, shapes) = jax.tree.map(np.asarray, run(jax.random.key(0)))
+    model = mujoco.MjModel.from_xml_path(str(path))
+    model.opt.timestep = 0.01
+    data = mujoco.MjData(model)
+    data.qpos, data.qvel = np.split(first, [model.nq])
+    data.ctrl = 1.0
+    for seen, ends, corners in zip(observation, shapes.ends, shapes.corners, strict=True):
+        mujoco.mj_step(model, data, 5)
+        np.testing.assert_allclose(seen, np.concatenate([data.qpos, data.qvel]), atol=1e-5)
+        axes = data.geom_xmat.reshape(-1, 3, 3)
+        table, rod, box = range(3)
+        axis = 0.2 * axes[rod, :, 2]
+        np.testing.assert_allclose(ends[0], data.geom_xpos[rod] + [-axis, axis], atol=1e-5)
+        for i, geom in enumerate((table, box)):
+            signs = np.array(list(itertools.product((-1, 1), repeat=3)))
+            expected = data.geom_xpos[geom] + signs * model.geom_size[geom] @ axes[geom].T
+            np.testing.assert_allclose(corners[i], expected, atol=1e-5)
+    assert np.abs(observation[-1] - first).max() > 0.3
 
 
 # --- Where an episode begins.

@@ -1,20 +1,13 @@
-"""Draws the README's picture from the committed results of the quick profile.
-
-Run with `python -m experiments.plot`.
-"""
+"""Draws returns over training, from the committed results of the quick profile."""
 
 import json
 from pathlib import Path
 
-import matplotlib as mpl
-
 RESULTS = Path("experiments/results/quick")
-PICTURE = Path("docs/learning.png")
 
 
-def main() -> None:
+def draw(picture: Path) -> None:
     """Draws one panel a task: held-out return before and after adaptation over steps."""
-    mpl.use("agg")
     import matplotlib.pyplot as plt
 
     files = sorted(RESULTS.glob("*.jsonl"))
@@ -37,9 +30,4 @@ def main() -> None:
     axes[0].set_ylabel("return on held-out tasks", fontsize=8)
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].legend(handles[:2], labels[:2], fontsize=7, frameon=False)
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+    figure.savefig(picture, dpi=150)

@@ -1,0 +1,290 @@
+"""Bodies and the engines that move them: the only file that imports brax, mujoco or gymnasium.
+
+A family sees its physics through the methods of `Body`, and is written once for every backend. An
+engine is imported when a body is made, so that a family can be read without.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import io
+import itertools
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import Array, Environment, Task
+
+
+class Shapes(NamedTuple):
+    """What a body is made of, in the world, for pictures."""
+
+    ends: Array  # [G, 2, 3] of capsules: the two ends of each one's axis, equal for a sphere (m)
+    radius: Array  # [G] of capsules (m)
+    corners: Array  # [N, 8, 3] of boxes (m)
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """How one backend runs one body: physics steps, their length, and what the model is not."""
+
+    timestep: float  # seconds
+    substeps: int  # physics steps in a control step
+    gear: tuple[float, ...] = ()  # of the motors; empty: as in the model
+    runge_kutta: bool = False  # mjx: by MuJoCo's Runge-Kutta of order 4, else by its Euler
+
+
+class Body(Environment):
+    """A family whose body is a MuJoCo model. Its backends are those that it has an `Engine` for."""
+
+    reset_noise = 0.1  # largest distance of a first position from rest (m, rad)
+    normal_velocity = True  # first velocities are reset_noise * N(0, 1), or drawn as positions are
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if isinstance(cls.engines, Mapping):
+            cls.backends = tuple(cls.engines)
+
+    def __init__(self, backend: str, **kwargs: Any):
+        super().__init__(**kwargs)
+        engine = self.engines[backend]
+        self._substeps = engine.substeps
+        self._pipeline, self._system = _load(backend, self.model, engine)
+        self._step = _runge_kutta if engine.runge_kutta else _one_step
+        self._finish_reset = _drop_forces if backend == "mjx" else lambda physics: physics
+        self.dt = engine.timestep * engine.substeps  # seconds of a control step
+        free = np.asarray(self._system.jnt_type) == 0  # mujoco.mjtJoint.mjJNT_FREE
+        # Where the orientations of free joints, unit quaternions, begin among the positions.
+        self._quaternions = [int(q) + 3 for q in np.asarray(self._system.jnt_qposadr)[free]]
+
+    @property
+    @abc.abstractmethod
+    def model(self) -> str | Path:
+        """A class attribute: a file of the project, or the name of a model that Gymnasium has, for
+        mjx, and Brax, for its own engines.
+        """
+
+    @property
+    @abc.abstractmethod
+    def engines(self) -> Mapping[str, Engine]:
+        """A class attribute: what runs the body on each backend, the default first."""
+
+    @property
+    def action_size(self) -> int:
+        """A, the number of motors."""
+        return self._system.act_size()
+
+    def system(self, task: Task) -> Any:
+        """Returns the physical model that a task is played on: the same for all, unless said."""
+        return self._system
+
+    def start(self, key: Array, task: Task) -> Any:
+        """Positions at rest + noise, velocities noise."""
+        position_key, velocity_key = jax.random.split(key)
+        system, noise = self.system(task), self.reset_noise
+        q = system.init_q + jax.random.uniform(
+            position_key, (system.q_size(),), minval=-noise, maxval=noise
+        )
+        for i in self._quaternions:
+            q = q.at[i : i + 4].divide(jnp.linalg.norm(q[i : i + 4]))
+        shape = (system.qd_size(),)
+        if self.normal_velocity:
+            qd = noise * jax.random.normal(velocity_key, shape)
+        else:
+            qd = jax.random.uniform(velocity_key, shape, minval=-noise, maxval=noise)
+        return self._finish_reset(self._pipeline.init(system, q, qd))
+
+    def advance(self, physics: Any, action: Array, task: Task) -> Any:
+        """Holds the action over all substeps."""
+        system, control = self.system(task), self.control(action)
+
+        def substep(physics: Any, _: None) -> tuple[Any, None]:
+            return self._step(self._pipeline, system, physics, control), None
+
+        return jax.lax.scan(substep, physics, None, length=self._substeps)[0]
+
+    def control(self, action: Array) -> Array:
+        """Returns an action [A] in [-1, 1], mapped to the range of the actuators."""
+        low, high = self._system.actuator.ctrl_range.T
+        return (high + low) / 2 + (high - low) / 2 * action
+
+    def position(self, physics: Any) -> Array:
+        """Generalized positions, as MuJoCo's qpos (m, rad, quaternions)."""
+        return physics.q
+
+    def velocity(self, physics: Any) -> Array:
+        """Generalized velocities, as MuJoCo's qvel (m/s, rad/s)."""
+        return physics.qd
+
+    def torso(self, physics: Any) -> Array:
+        """Position of the first link in the world, [3] (m)."""
+        return physics.x.pos[0]
+
+    def shapes(self, physics: Any) -> Shapes:
+        """The capsules, spheres and boxes of the model, where they are."""
+        rotate = jax.vmap(importlib.import_module("brax.math").rotate)
+        kinds = importlib.import_module("mujoco").mjtGeom
+        system = self._system
+        # A geom's body counts from the world, which no link is.
+        position = jnp.concatenate([jnp.zeros((1, 3)), physics.x.pos])
+        rotation = jnp.concatenate([jnp.array([[1.0, 0.0, 0.0, 0.0]]), physics.x.rot])
+
+        def of_kind(*kinds: int) -> np.ndarray:
+            return np.flatnonzero(np.isin(system.geom_type, kinds))
+
+        def placed(geoms: np.ndarray, local: Array) -> Array:
+            """Points of geoms [G, 3], in the world."""
+            body = system.geom_bodyid[geoms]
+            local = rotate(local, system.geom_quat[geoms]) + system.geom_pos[geoms]
+            return position[body] + rotate(local, rotation[body])
+
+        rods, boxes = of_kind(kinds.mjGEOM_SPHERE, kinds.mjGEOM_CAPSULE), of_kind(kinds.mjGEOM_BOX)
+        axis = system.geom_size[rods, 1:2] * jnp.array([[0.0, 0.0, 1.0]])
+        ends = [placed(rods, sign * axis) for sign in (-1.0, 1.0)]
+        signs = itertools.product((-1.0, 1.0), repeat=3)
+        corners = [placed(boxes, system.geom_size[boxes] * jnp.array([sign])) for sign in signs]
+        radius = jnp.asarray(system.geom_size[rods, 0])
+        return Shapes(jnp.stack(ends, axis=1), radius, jnp.stack(corners, axis=1))
+
+    # What only mjx keeps. All of it is of the beginning of the last substep, or of its last stage
+    # where the integrator has stages, as native MuJoCo leaves it too.
+
+    def center_of_mass(self, physics: Any) -> Array:
+        """Of the whole body in the world, [3] (m)."""
+        return physics.subtree_com[1]
+
+    def body_inertia(self, physics: Any) -> Array:
+        """Of each body about the whole body's center of mass, MuJoCo's cinert, [bodies, 10]."""
+        return physics._impl.cinert
+
+    def body_velocity(self, physics: Any) -> Array:
+        """Of each body at the whole body's center of mass, MuJoCo's cvel, [bodies, 6]."""
+        return physics.cvel
+
+    def motor_force(self, physics: Any) -> Array:
+        """On each degree of freedom, [qvel] (N, N m)."""
+        return physics.qfrc_actuator
+
+    def scaled_system(self, mass: Array, inertia: Array, damping: Array, friction: Array) -> Any:
+        """Returns the model with its parameters multiplied; what MuJoCo derives from them when it
+        compiles a model stays as it was. Only mjx reads them all.
+
+        Args:
+            mass: [bodies], the world left out.
+            inertia: [bodies, 3], about the principal axes.
+            damping: [qvel].
+            friction: [geoms, 3].
+        """
+        system = self._system
+        return system.replace(
+            body_mass=system.body_mass.at[1:].multiply(mass),
+            body_inertia=system.body_inertia.at[1:].multiply(inertia),
+            dof_damping=system.dof_damping * damping,
+            geom_friction=system.geom_friction * friction,
+        )
+
+
+def _load(backend: str, model: str | Path, engine: Engine) -> tuple[Any, Any]:
+    """Returns Brax's pipeline module of a backend and the System of a model."""
+    # Importing MJX prints a notice when warp is missing; loading warns of Brax's state of
+    # maintenance and of old attributes in its models. None of it is news to a user of JMQL.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mjcf = importlib.import_module("brax.io.mjcf")
+        importlib.import_module("mujoco").set_mju_user_warning(lambda message: None)
+        pipeline = importlib.import_module(f"brax.{backend}.pipeline")
+        path = model if isinstance(model, Path) else _borrowed(backend, model)
+        system = _mjx_system(path, engine) if backend == "mjx" else mjcf.load(path)
+    system = system.tree_replace({"opt.timestep": engine.timestep})
+    if engine.gear:
+        gear = jnp.asarray(np.asarray(engine.gear), system.actuator.gear.dtype)
+        system = system.replace(actuator=system.actuator.replace(gear=gear))
+    return pipeline, system
+
+
+def _mjx_system(path: Path, engine: Engine) -> Any:
+    """Returns the System of a model, for mjx only."""
+    mujoco = importlib.import_module("mujoco")
+    native = mujoco.MjModel.from_xml_path(str(path))
+    native.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # humanoid asks for PGS, which MJX lacks
+    # Of MuJoCo's 50 most would do nothing, and MJX runs them all: this is 4 to 6 times faster, and
+    # as near to native MuJoCo. Fewer solver iterations are not: walker then errs by 5e-3.
+    native.opt.ls_iterations = 4
+    native.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
+    if engine.runge_kutta:
+        native.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
+    # Not mjcf.load: it joins bodies without a joint to their parents, and humanoid shows its feet.
+    system = importlib.import_module("brax.io.mjcf").load_model(native)
+    # Gymnasium begins at qpos0; Brax would read a number `init_qpos` that ant's model has.
+    return system.replace(init_q=jnp.asarray(native.qpos0))
+
+
+def _borrowed(backend: str, model: str) -> Path:
+    """Returns the file of a model of Gymnasium's, or of Brax's, without importing them."""
+    if backend == "mjx":
+        package, folder = "gymnasium", "envs/mujoco/assets"
+    else:
+        package, folder = "brax", "envs/assets"
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / folder / model
+
+
+def _one_step(pipeline: Any, system: Any, physics: Any, control: Array) -> Any:
+    """Returns the physics one time step later, by the engine's own integrator."""
+    return pipeline.step(system, physics, control)
+
+
+def _runge_kutta(pipeline: Any, system: Any, physics: Any, control: Array) -> Any:
+    """Returns the physics one time step later, by MuJoCo's Runge-Kutta of order 4.
+
+    MJX has it too, but compiles the forces once for each stage; here the stages are a loop. The
+    system's own integrator is Euler with explicit damping: of its steps only the forces are kept,
+    and the way it moves positions, quaternions among them, at a given rate.
+    """
+    mjx = importlib.import_module("mujoco.mjx")
+    first, timestep = physics, system.opt.timestep
+
+    def moved(rate: Array) -> Array:
+        return mjx.euler(system, first.replace(qvel=rate, qacc=jnp.zeros_like(rate))).qpos
+
+    def stage(carry: Any, numbers: Array) -> tuple[Any, None]:
+        physics, rate, acceleration = carry
+        weight, ahead = numbers
+        velocity = physics.qvel
+        physics = pipeline.step(system, physics, control)
+        rate = rate + weight * velocity
+        acceleration = acceleration + weight * physics.qacc
+        physics = physics.replace(
+            qpos=moved(ahead * velocity), qvel=first.qvel + timestep * ahead * physics.qacc
+        )
+        return (physics, rate, acceleration), None
+
+    none = jnp.zeros_like(first.qvel)
+    numbers = jnp.array([[1 / 6, 1 / 2], [1 / 3, 1 / 2], [1 / 3, 1.0], [1 / 6, 0.0]])
+    (physics, rate, acceleration), _ = jax.lax.scan(stage, (first, none, none), numbers)
+    q, qd = moved(rate), first.qvel + timestep * acceleration
+    return physics.replace(q=q, qd=qd, qpos=q, qvel=qd, time=first.time + timestep)
+
+
+def _drop_forces(physics: Any) -> Any:
+    """Returns a first state of mjx with zeros for all that a step computes anew.
+
+    The compiler then leaves the forces out of a reset: contacts and their solver take two thirds
+    of the time to compile one and nearly all of the time to run it, and training resets each row
+    at each step, to have the fresh state where an episode has ended.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, physics)
+    kept = ("q", "qd", "qpos", "qvel", "x", "xd", "subtree_com", "cvel")
+    return zeros.replace(
+        _impl=zeros._impl.replace(cinert=physics._impl.cinert),
+        **{name: getattr(physics, name) for name in kept},
+    )

@@ -1,0 +1,1 @@
+"""The pictures of the documents. `python -m experiments.figures` draws them."""

@@ -1,0 +1,37 @@
+"""Draws the pictures of the documents, in docs/ of the current folder.
+
+Run with `python -m experiments.figures` for all that need no more than what is committed (some
+minutes, for the most part to compile MJX), or with names to draw some of them. `python -m
+experiments.figures paths RUN PICTURE` draws where the ants of a run walk, which is not committed.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+
+from experiments.figures import families, learning, paths
+from experiments.presets import RunFailed
+from jmql.config import ConfigError
+
+PICTURES = {"learning": learning.draw, "families": families.draw}
+USAGE = f"usage: python -m experiments.figures [{' '.join(PICTURES)}] | paths RUN PICTURE"
+
+
+def main(words: list[str]) -> None:
+    """Draws what the words of the command line name."""
+    mpl.use("agg")
+    try:
+        if words[:1] == ["paths"] and len(words) == 3:
+            paths.draw(Path(words[1]), Path(words[2]))
+        elif set(words) <= PICTURES.keys():
+            for name in words or PICTURES:
+                PICTURES[name](Path(f"docs/{name}.png"))
+        else:
+            sys.exit(USAGE)
+    except (ConfigError, RunFailed) as error:
+        sys.exit(f"figures: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
