@@ -12,7 +12,7 @@ flag = $(if $(strip $(value $(2))),--$(1) '$(subst ','\'',$(value $(2)))')
 unexport TASK PROFILE SEED SEEDS RESUME RUN
 
 .DEFAULT_GOAL := help
-.PHONY: help train evaluate bench test lint format lock no-such-device
+.PHONY: help train evaluate bench check test figures lint format lock no-such-device
 
 help: ## list the commands
 	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
@@ -27,8 +27,14 @@ evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256"]
 bench: $(STAMP) ## measure speed; a JSON file in experiments/results
 	@$(JMQL) bench $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests
+check: $(VENV)/.installed-dev ## run the fast tests
+	@$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+
+test: $(VENV)/.installed-dev ## run all tests
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+figures: $(VENV)/.installed-dev ## draw the pictures of the documents
+	@$(VENV)/bin/python -m experiments.figures $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check format, style and types
 	@$(VENV)/bin/ruff format --check .

@@ -30,6 +30,24 @@ hypothesis.settings.register_profile("jmql", derandomize=True, deadline=None, ma
 hypothesis.settings.load_profile("jmql")
 
 
+# What `make check` leaves out: whole runs, physics, and programs that take long to compile.
+SLOW = {
+    f"tests.test_{name}"
+    for name in (
+        "adapt checkpoint door envs evaluate families figures outside parity probes resume tracking"
+        " train"
+    ).split()
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow tests."""
+    for item in items:
+        name = item.module.__name__
+        if name in SLOW or "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def rank_promotion() -> Iterator[None]:
     """Allows rank promotion, for tests that run the physics of Brax: it adds [3] to [N, 3]."""
