@@ -1,5 +1,6 @@
 """Adaptation to one new task (docs/method.md section 2): pure, so vmap over tasks is a batch."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -7,17 +8,11 @@ import jax.numpy as jnp
 from jmql import propensity, replay, td3
 from jmql.config import Config
 from jmql.keys import derive
+from jmql.learner import NewData
 from jmql.networks import Networks
 from jmql.replay import ReplayState
 from jmql.td3 import AgentState
-from jmql.types import Array, Batch, Key, Metrics, Transition
-
-
-class NewData(NamedTuple):
-    """Episodes of the new task."""
-
-    transitions: Transition  # [N, T, ...], one episode a row
-    valid: Array  # [N, T] bool: False after the end of an episode
+from jmql.types import Array, Batch, Key, Metrics
 
 
 class Adapted(NamedTuple):
@@ -93,27 +88,13 @@ def adapt(
             coef = coef * (1.0 - propensity.effective_sample_size(batch.weight))
         return batch, coef
 
-    rate = config.adapt.learning_rate
-    step1, _ = td3.train(
-        config.td3,
-        networks,
-        agent,
-        derive(key, "step 1"),
-        config.adapt.step1_updates,
-        draw_new,
-        rate,
-    )
+    learner = dataclasses.replace(config.td3, learning_rate=config.adapt.learning_rate)
+    num1, num2 = config.adapt.step1_updates, config.adapt.step2_updates
+    step1, _ = td3.train(learner, networks, agent, derive(key, "step 1"), num1, draw_new)
     step2, learned = td3.train(
-        config.td3,
-        networks,
-        step1,
-        derive(key, "step 2"),
-        config.adapt.step2_updates,
-        draw_replay,
-        rate,
-        anchor=meta,
+        learner, networks, step1, derive(key, "step 2"), num2, draw_replay, anchor=meta
     )
-    return Adapted(step1, step2), metrics | {"prox_coef": td3.means(learned)["prox_coef"]}
+    return Adapted(step1, step2), metrics | {"prox_coef": td3.means(learned).prox_coef}
 
 
 def draw_past(config: Config, memory: ReplayState, valid: Array, key: Key) -> tuple[Batch, Array]:

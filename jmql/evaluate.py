@@ -1,117 +1,134 @@
-"""Held-out tasks: the return before adaptation and after each of its steps."""
+"""Held-out tasks: the return before adaptation and after each of its stages."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jmql import rollout, train
-from jmql.adapt import NewData, adapt
+from jmql import rollout
 from jmql.config import Config
 from jmql.keys import derive
-from jmql.networks import Networks
+from jmql.learner import Learner, NewData
 from jmql.replay import ReplayState
-from jmql.td3 import AgentState
-from jmql.train import TrainState
-from jmql.types import Array, Env, Key, Metrics, Params, Task, Transition
+from jmql.types import Array, Env, Key, Metrics, Params, Task
+
+
+class Games(NamedTuple):
+    """What actors play from: the starts of their episodes, and how far back they see."""
+
+    starts: Any  # [N] states after a reset
+    reach: Array  # [] int32 steps
+
+
+class Earned(NamedTuple):
+    """What an actor earned, [] each."""
+
+    means: Metrics  # over episodes: `return` and what else the environment reports
+    failed: Array  # bool: its weights are not finite
+    blew_up: Array  # episodes that ended because the physics was not finite
+
+
+def play(
+    config: Config, env: Env, learner: Learner, actor: Params, games: Games, key: Key
+) -> tuple[NewData, Earned]:
+    """Plays an episode from each of N starts.
+
+    Returns:
+        All episodes [N], and what the first `evaluate.episodes` of them earned. The return of
+        weights that are not finite is the worst there can be.
+    """
+    policy = learner.greedy(actor, games.reach)
+    history_length = max(config.network.history_length, config.evaluate.history_length)
+
+    def one(start: Any, key: Key) -> Any:
+        return rollout.episode(env, policy, rollout.begin(env, start, history_length), key)
+
+    keys = jax.random.split(key, len(games.starts.step))
+    transitions, valid, finished = jax.vmap(one)(games.starts, keys)
+    counted = jax.tree.map(lambda x: x[: config.evaluate.episodes].sum(), finished)
+    failed = ~jnp.isfinite(optax.tree.norm(actor))
+    worst = jax.tree.map(jnp.zeros_like, rollout.means(counted))
+    worst |= {"return": jnp.float32(env.worst_reward * env.episode_length)}
+    means = jax.tree.map(lambda x, y: jnp.where(failed, x, y), worst, rollout.means(counted))
+    blew_up = jnp.where(failed, 0, counted.blew_up)
+    return NewData(transitions, valid), Earned(means, failed, blew_up)
 
 
 def evaluate_task(
     config: Config,
     env: Env,
-    networks: Networks,
-    agent: AgentState,
+    learner: Learner,
+    agent: Any,
     memory: ReplayState,
     task: Task,
     key: Key,
 ) -> Metrics:
     """Collects, adapts and evaluates on one task.
 
-    All three agents play the same number of episodes, from the same starts, with the same kind
-    of history.
+    All actors play the same number of episodes, from the same starts, with the same kind of
+    history.
 
     Returns:
-        `return_pre`, `return_step1` and `return_post`, means over episodes; `failed`, whether
-        adaptation ended in weights that are not finite, whose return is the worst there can be;
-        `blew_up`, how many of the other episodes ended because the physics was not finite; and
-        the diagnostics of `adapt`. [] each.
+        For `pre` and each stage of the learner `return_*`, and likewise what else the environment
+        reports, means over episodes; `failed`, whether adaptation ended in weights that are not
+        finite; `blew_up`, how many of the other episodes ended because the physics was not finite;
+        and the diagnostics of adaptation. [] each.
     """
-    num_data, num_episodes = config.adapt.episodes, config.evaluate.episodes
-    most = max(num_data, num_episodes)
-    training_history = config.network.history_length
-    histories = (training_history, config.evaluate.history_length or training_history)
+    stages, most = learner.stages, max(config.adapt.episodes, config.evaluate.episodes)
 
-    def play(actor_params: Params, starts: Any, reach: Array) -> tuple[NewData, Metrics]:
-        """Returns episodes from `starts` [most], and what the ones that count have earned."""
-        policy = rollout.greedy(networks, actor_params, reach)
-
-        def one(start: Any, key: Key) -> tuple[Transition, Array, rollout.Finished]:
-            return rollout.episode(env, policy, rollout.begin(env, start, max(histories)), key)
-
-        keys = jax.random.split(derive(key, "episodes"), most)
-        transitions, valid, finished = jax.vmap(one)(starts, keys)
-        finished = jax.tree.map(lambda x: x[:num_episodes].sum(), finished)
-        failed = ~jnp.isfinite(optax.tree.norm(actor_params))
-        worst = env.worst_reward * env.episode_length
-        return NewData(transitions, valid), {
-            "return": jnp.where(failed, worst, finished.return_sum / num_episodes),
-            "failed": failed,
-            "blew_up": jnp.where(failed, 0, finished.blew_up),
-        }
+    def play_one(actor: Params, games: Games) -> tuple[NewData, Earned]:
+        return play(config, env, learner, actor, games, derive(key, "episodes"))
 
     @jax.jit  # traced once, although `skip` asks for its shapes too
-    def learn(data: NewData) -> tuple[Params, Metrics]:
-        """Returns the two adapted actors, stacked, and the metrics of `adapt`."""
-        data = jax.tree.map(lambda x: x[:num_data], data)
-        adapt_key = derive(key, "adaptation")
-        adapted, metrics = adapt(config, networks, agent, data, memory, adapt_key)
-        return _stack(adapted.step1.params["actor"], adapted.step2.params["actor"]), metrics
+    def learn(actors: Params, data: NewData) -> tuple[Params, Metrics]:
+        """Returns the actors with those of the later turns adapted, and the diagnostics."""
+        data = jax.tree.map(lambda x: x[: config.adapt.episodes], data)
+        assert learner.adapt is not None
+        adapted, diagnostics = learner.adapt(agent, data, memory, derive(key, "adaptation"))
+        # Where the last turn has a place too many, the last stage plays twice.
+        stage = jnp.arange(plan[1:].size).clip(max=len(stages) - 1).reshape(plan[1:].shape)
+        return jax.tree.map(lambda x, new: x.at[1:].set(new[stage]), actors, adapted), diagnostics
 
-    def skip(data: NewData) -> tuple[Params, Metrics]:
-        """Returns zeros in the place of what `learn` returns."""
-        return _zeros(jax.eval_shape(learn, data))
+    def skip(actors: Params, data: NewData) -> tuple[Params, Metrics]:
+        return actors, zeros(jax.eval_shape(learn, actors, data)[1])
 
-    def turn(actors: Params, inputs: tuple[Array, Array]) -> tuple[Params, Any]:
-        first, kind = inputs
-        of_kind = jax.tree.map(lambda x: x[kind], (starts, jnp.array(histories)))
-        played, earned = jax.vmap(play)(actors, *of_kind)
-        adapted, metrics = jax.lax.cond(first, learn, skip, jax.tree.map(lambda x: x[0], played))
-        return adapted, (earned, metrics)
+    def turn(actors: Params, now: tuple[Array, Array]) -> tuple[Params, tuple[Earned, Metrics]]:
+        index, kind = now
+        now_playing = jax.tree.map(lambda x: x[index], actors)
+        data, earned = jax.vmap(play_one)(now_playing, jax.tree.map(lambda x: x[kind], kinds))
+        if not stages:
+            return actors, (earned, {})
+        data = jax.tree.map(lambda x: x[0], data)
+        actors, diagnostics = jax.lax.cond(index == 0, learn, skip, actors, data)
+        return actors, (earned, diagnostics)
 
-    # Starts are of two kinds: 0 for data, 1 for evaluation.
+    # Games are of two kinds: 0 for data, 1 for evaluation.
     keys = jnp.stack([jax.random.split(derive(key, kind), most) for kind in ("data", "starts")])
     starts = jax.vmap(jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None))(keys, task)
-    # Two actors play at a time, in two turns of a loop so that physics is compiled once: first the
-    # meta-trained one for data and to be evaluated, then the two adapted ones.
-    meta = agent.params["actor"]
-    inputs = (jnp.array([True, False]), jnp.array([[0, 1], [1, 1]]))  # [turn], [turn, actor]
-    _, (earned, metrics) = jax.lax.scan(turn, _stack(meta, meta), inputs)
-    metrics = jax.tree.map(lambda x: x[0], metrics)
-    pre, step1, post = jax.tree.map(lambda x: x.reshape(-1)[1:], earned["return"])
-    return metrics | {
-        "return_pre": pre,
-        "return_step1": step1,
-        "return_post": post,
-        "failed": earned["failed"][1].any(),
-        "blew_up": earned["blew_up"].reshape(-1)[1:].sum(),
-    }
-
-
-def _stack(*trees: Any) -> Any:
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    trained = config.network.history_length
+    kinds = Games(starts, jnp.array([trained, config.evaluate.history_length or trained]))
+    # Two actors play at a time, in turns of a loop so that physics is compiled once: first the
+    # meta-trained one for data and to be evaluated, then those of the stages.
+    plan = jnp.array([[0, 1], *[[1, 1]] * math.ceil(len(stages) / 2)])  # [turn, actor]
+    actors = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (*plan.shape, *x.shape)), learner.actor(agent)
+    )
+    _, (earned, diagnostics) = jax.lax.scan(turn, actors, (jnp.arange(len(plan)), plan))
+    earned = jax.tree.map(lambda x: x.reshape(-1)[1 : 2 + len(stages)], earned)
+    metrics = jax.tree.map(lambda x: x[0], diagnostics)
+    for name, values in earned.means.items():
+        metrics |= {f"{name}_{stage}": values[i] for i, stage in enumerate(("pre", *stages))}
+    failed, blew_up = earned.failed[1:].any(), earned.blew_up.sum()
+    return metrics | {"failed": failed, "blew_up": blew_up}
 
 
 def evaluate(
     config: Config,
     env: Env,
-    networks: Networks,
-    agent: AgentState,
+    learner: Learner,
+    agent: Any,
     memory: ReplayState,
     tasks: Task,
     key: Key,
@@ -119,65 +136,28 @@ def evaluate(
     """Evaluates on K tasks in parallel, leaves of `tasks` [K, ...]. Returns metrics [K]."""
     count = jax.tree.leaves(tasks)[0].shape[0]
     return jax.vmap(
-        lambda task, key: evaluate_task(config, env, networks, agent, memory, task, key)
+        lambda task, key: evaluate_task(config, env, learner, agent, memory, task, key)
     )(tasks, jax.random.split(key, count))
 
 
-def summarize(per_task: Metrics) -> Metrics:
+def summarize(learner: Learner, per_task: Metrics) -> Metrics:
     """Reduces the metrics [K] of `evaluate` to the reported ones, [] each.
 
-    Returns are means over all tasks; a diagnostic is the mean over the tasks that have it, NaN
-    where none has.
+    What was earned are means over all tasks; a diagnostic is the mean over the tasks that have it,
+    NaN where none has. `eval/return_*_p20` is the worst fifth after the last stage.
     """
-    counts = {"eval/blew_up": "blew_up", "adapt/failed": "failed"}
-    summary = {name: per_task[task_name].sum() for name, task_name in counts.items()}
+    names = ("pre", *learner.stages)
+    summary = {"eval/blew_up": per_task["blew_up"].sum(), "adapt/failed": per_task["failed"].sum()}
     for name, value in per_task.items():
-        if name.startswith("return"):
+        if name.rpartition("_")[2] in names:
             summary[f"eval/{name}"] = value.mean()
-        elif name not in counts.values():
+        elif name not in ("blew_up", "failed"):
             summary[f"adapt/{name}"] = jnp.nanmean(jnp.where(jnp.isfinite(value), value, jnp.nan))
-    worst = jnp.sort(per_task["return_post"])[: math.ceil(len(per_task["return_post"]) / 5)]
-    return summary | {"eval/return_post_p20": worst.mean()}
+    last = f"return_{names[-1]}"
+    worst = jnp.sort(per_task[last])[: math.ceil(len(per_task[last]) / 5)]
+    return summary | {f"eval/{last}_p20": worst.mean()}
 
 
-def cycle(
-    config: Config,
-    env: Env,
-    networks: Networks,
-    held_out: Task,
-    state: TrainState,
-    rounds: Array,
-    warmup: Array,
-    measured: Array,
-    updates: Array,
-) -> tuple[TrainState, Metrics, Metrics]:
-    """Trains for `rounds` rounds and evaluates on the held-out tasks: the unit that is compiled.
-
-    With `warmup` the rounds fill the replay and the evaluation is that of the untrained agent.
-
-    Args:
-        config, env, networks: what is trained.
-        held_out: tasks, leaves [K, ...].
-        state: before; meant to be donated.
-        rounds: [] int32.
-        warmup: [] bool.
-        measured: [] bool. False: there is no evaluation, and what would come of it is zeros.
-        updates: [] int32, critic steps so far, see `train.round`.
-
-    Returns:
-        The state after, the reported metrics [], and the metrics of every task [K].
-    """
-    state, metrics = train.epoch(config, env, networks, state, rounds, warmup, updates)
-    # The state's key stays as it is: where evaluations fall does not change what is learned.
-    key = derive(state.key, "evaluation")
-
-    @jax.jit  # traced once, although its shapes are asked for too
-    def measure(state: TrainState) -> Metrics:
-        return evaluate(config, env, networks, state.agent, state.memory, held_out, key)
-
-    def skip(state: TrainState) -> Metrics:
-        return _zeros(jax.eval_shape(measure, state))
-
-    per_task = jax.lax.cond(measured, measure, skip, state)
-    counts = {"rounds": state.rounds, "updates": state.agent.updates}
-    return state, metrics | summarize(per_task) | counts, per_task
+def zeros(shapes: Any) -> Any:
+    """Returns arrays of zeros of given shapes."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -1,17 +1,12 @@
 """Acting: the same step for exploring and for evaluation, one row at a time, to be vmapped."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jmql.networks import Networks
-from jmql.types import Array, Env, History, Key, Params, Transition
-
-# (observation [O], history [H], key) -> action [A]
-Policy = Callable[[Array, History, Key], Array]
+from jmql.types import Array, Env, History, Key, Metrics, Policy, Transition
 
 
 class ActorCarry(struct.PyTreeNode):
@@ -31,30 +26,19 @@ class Finished(struct.PyTreeNode):
     return_sum: Array  # [] sum of their returns
     count: Array  # [] how many
     blew_up: Array  # [] how many because the physics was not finite
+    extras: Metrics  # [] sums of what their last states report
 
 
-def greedy(networks: Networks, actor_params: Params, reach: Array | float = jnp.inf) -> Policy:
-    """The deterministic policy; it sees the last `reach` [] steps of a history."""
-
-    def policy(observation: Array, history: History, _: Key) -> Array:
-        age = jnp.arange(len(history.mask))[::-1]
-        history = history.replace(mask=history.mask & (age < reach))
-        return networks.act(actor_params, observation, history)
-
-    return policy
+def no_episodes(extras: Metrics) -> Finished:
+    """Returns the sums over no episodes, of which `extras` names what else is reported."""
+    zero = jnp.zeros(())
+    return Finished(zero, zero, zero, dict.fromkeys(extras, zero))
 
 
-def exploring(networks: Networks, actor_params: Params, noise: float, warmup: Array) -> Policy:
-    """The policy with Gaussian noise, clipped; uniform actions where `warmup` [] is True."""
-
-    def policy(observation: Array, history: History, key: Key) -> Array:
-        noise_key, uniform_key = jax.random.split(key)
-        action = networks.act(actor_params, observation, history)
-        action = action + noise * jax.random.normal(noise_key, action.shape)
-        uniform = jax.random.uniform(uniform_key, action.shape, minval=-1.0, maxval=1.0)
-        return jnp.where(warmup, uniform, jnp.clip(action, -1.0, 1.0))
-
-    return policy
+def means(finished: Finished) -> Metrics:
+    """Returns `return` and the extras, [] each: means over episodes, NaN over none."""
+    sums = {"return": finished.return_sum} | finished.extras
+    return {name: total / finished.count for name, total in sums.items()}
 
 
 def begin(env: Env, env_state: Any, history_length: int) -> ActorCarry:
@@ -77,7 +61,7 @@ def push(history: History, observation: Array, action: Array, reward: Array) -> 
 def act(env: Env, policy: Policy, carry: ActorCarry, key: Key) -> tuple[ActorCarry, Transition]:
     """Takes one step of one row and remembers it, whether or not the episode ends."""
     before, history = carry.env_state, carry.history
-    action = policy(before.observation, history, key)
+    action, behaviour = policy(before.observation, history, key)
     after = env.step(before, action)
     transition = Transition(
         before.observation,
@@ -87,6 +71,7 @@ def act(env: Env, policy: Policy, carry: ActorCarry, key: Key) -> tuple[ActorCar
         after.truncated,
         after.observation,
         before.step,
+        behaviour,
     )
     history = push(history, before.observation, action, after.reward)
     return ActorCarry(after, history, carry.episode_return + after.reward), transition
@@ -129,7 +114,10 @@ def _finished(env: Env, carry: ActorCarry, ended: Array, length: Array | int) ->
     """Describes the episode of a row that may have ended [] with this step."""
     blew_up = carry.env_state.blew_up & ended
     lost = jnp.where(blew_up, length - carry.env_state.step, 0) * env.worst_reward
-    return Finished(jnp.where(ended, carry.episode_return + lost, 0.0), ended, blew_up)
+    earned, extras = jax.tree.map(
+        lambda x: jnp.where(ended, x, 0.0), (carry.episode_return + lost, carry.env_state.extras)
+    )
+    return Finished(earned, ended, blew_up, extras)
 
 
 def episode(

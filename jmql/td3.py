@@ -31,6 +31,17 @@ class AgentState(struct.PyTreeNode):
     updates: Array  # [] int32: critic steps so far
 
 
+class Sums(struct.PyTreeNode):
+    """What `train` adds up over its steps, [] each."""
+
+    critic_loss: Array
+    actor_loss: Array
+    q: Array  # mean Q1
+    prox_coef: Array  # lambda
+    critic_steps: Array  # how many
+    actor_steps: Array  # how many of them moved the actor
+
+
 def init(networks: Networks, key: Key, observation: Array, action: Array) -> AgentState:
     """Returns a fresh agent; observation [O] and action [A] serve for their shapes."""
     actor_key, critic_key = jax.random.split(key)
@@ -98,7 +109,6 @@ def update(
     agent: AgentState,
     batch: Batch,
     noise: Array,
-    learning_rate: float,
     move_actor: Array | bool,
     anchor: dict[str, Params] | None = None,
     prox_coef: Array | float = 0.0,
@@ -111,7 +121,6 @@ def update(
         agent: the learner before.
         batch: [B, ...].
         noise: standard normal draws [B, A] of target policy smoothing.
-        learning_rate: of both Adams.
         move_actor: [] bool.
         anchor: weights that the proximal term pulls towards, shaped as `agent.params`.
         prox_coef: lambda [], with an anchor.
@@ -122,7 +131,7 @@ def update(
     """
     chex.assert_rank([batch.weight, batch.transition.reward], 1)
     chex.assert_shape(noise, batch.transition.action.shape)
-    adam = optax.adam(learning_rate)
+    adam = optax.adam(config.learning_rate)
 
     def gradient_step(agent: AgentState, name: str, gradient: Params) -> AgentState:
         updates, opt_state = adam.update(gradient, agent.opt_state[name])
@@ -168,15 +177,14 @@ def train(
     key: Key,
     num: int,
     draw: Callable[[Key], tuple[Batch, Array]],
-    learning_rate: float,
     anchor: dict[str, Params] | None = None,
     active: Array | bool = True,
     earlier: Array | int = 0,
-) -> tuple[AgentState, Metrics]:
+) -> tuple[AgentState, Sums]:
     """Takes `num` critic steps; actor and targets move at the first of each `policy_delay`.
 
     Args:
-        config, networks, agent, learning_rate, anchor: as in `update`.
+        config, networks, agent, anchor: as in `update`.
         key: for batches and noise.
         num: critic steps.
         draw: returns a batch [B] and its lambda [] for a key.
@@ -184,39 +192,33 @@ def train(
         earlier: [] int32, critic steps before these, from which the delay is counted.
 
     Returns:
-        The learner after, and sums over the steps for `means`, [] each: `critic_loss`,
-        `actor_loss`, `q`, `prox_coef`, and the numbers `critic_steps` and `actor_steps`.
+        The learner after, and sums over the steps.
     """
 
-    def body(index: Array, carry: tuple[AgentState, Metrics]) -> tuple[AgentState, Metrics]:
+    def body(index: Array, carry: tuple[AgentState, Sums]) -> tuple[AgentState, Sums]:
         agent, total = carry
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         batch, coef = draw(draw_key)
         noise = jax.random.normal(noise_key, batch.transition.action.shape)
         move_actor = (earlier + index) % config.policy_delay == 0
-        agent, new = update(
-            config, networks, agent, batch, noise, learning_rate, move_actor, anchor, coef
-        )
-        new |= {"prox_coef": coef, "critic_steps": jnp.ones(()), "actor_steps": 1.0 * move_actor}
-        return agent, jax.tree.map(jnp.add, total, new)
+        agent, new = update(config, networks, agent, batch, noise, move_actor, anchor, coef)
+        steps = Sums(**new, prox_coef=coef, critic_steps=jnp.ones(()), actor_steps=1.0 * move_actor)
+        return agent, jax.tree.map(jnp.add, total, steps)
 
     return jax.lax.fori_loop(0, jnp.where(active, num, 0), body, (agent, no_steps()))
 
 
-def no_steps() -> Metrics:
-    """Returns the sums of `train` before the first step."""
-    names = ("critic_loss", "actor_loss", "q", "prox_coef", "critic_steps", "actor_steps")
-    return dict.fromkeys(names, jnp.zeros(()))
+def no_steps() -> Sums:
+    """Returns the sums before the first step."""
+    return Sums(*[jnp.zeros(())] * 6)
 
 
-def means(sums: Metrics) -> Metrics:
-    """Returns `critic_loss`, `actor_loss`, `q` and `prox_coef` over the steps that have them."""
-    critic_steps, actor_steps = (
-        jnp.maximum(1.0, sums[name]) for name in ("critic_steps", "actor_steps")
+def means(sums: Sums) -> Sums:
+    """Returns sums over the steps that have them, divided by the number of these."""
+    critic_steps = jnp.maximum(1.0, sums.critic_steps)
+    return sums.replace(
+        critic_loss=sums.critic_loss / critic_steps,
+        actor_loss=sums.actor_loss / jnp.maximum(1.0, sums.actor_steps),
+        q=sums.q / critic_steps,
+        prox_coef=sums.prox_coef / critic_steps,
     )
-    return {
-        "critic_loss": sums["critic_loss"] / critic_steps,
-        "actor_loss": sums["actor_loss"] / actor_steps,
-        "q": sums["q"] / critic_steps,
-        "prox_coef": sums["prox_coef"] / critic_steps,
-    }

@@ -11,6 +11,7 @@ Axis legend, used in every shape comment of this package:
 `[E, C, O]` is an array with those axes; `[]` is a scalar.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -33,6 +34,7 @@ class Transition(struct.PyTreeNode):
     truncated: Array  # [...] bool: a limit was reached, the value goes on
     next_observation: Array  # [..., O] the true successor, never a reset observation
     step: Array  # [...] int32: steps since the episode began, 0 for the first
+    behaviour: Any = ()  # what the policy says of how it acted, such as a log-probability [...]
 
 
 class History(struct.PyTreeNode):
@@ -53,6 +55,10 @@ class Batch(struct.PyTreeNode):
     weight: Array  # [..., B] importance weight, 1 in meta-training
 
 
+# (observation [O], history [H], key) -> action [A], and what it says of how it acted
+Policy = Callable[[Array, History, Key], tuple[Array, Any]]
+
+
 class EnvState(Protocol):
     """What JMQL reads of an environment's state, which is a pytree."""
 
@@ -70,6 +76,8 @@ class EnvState(Protocol):
     def step(self) -> Array: ...  # [] int32: steps taken since the episode began
     @property
     def blew_up(self) -> Array: ...  # [] bool: it was truncated because the physics was not finite
+    @property
+    def extras(self) -> Metrics: ...  # [] each: what else there is to report, by name
 
 
 class Env(Protocol):

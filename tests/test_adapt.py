@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmql import adapt, evaluate, rollout
+from jmql import adapt, networks, rollout
 from jmql.config import AdaptConfig
+from jmql.learner import NewData
 from tests import tiny
 
 
@@ -27,7 +28,7 @@ def state(built):
 def data(built, state):
     """Two episodes of a held-out task; the second is cut short by hand."""
     task = jax.tree.map(lambda x: x[0], built.held_out)
-    policy = rollout.greedy(built.networks, state.agent.params["actor"])
+    policy = built.learner.greedy(state.agent.params["actor"], jnp.inf)
 
     @jax.jit
     def play(keys):
@@ -38,7 +39,7 @@ def data(built, state):
         return jax.vmap(one)(keys)
 
     transitions, valid, _ = play(jax.random.split(jax.random.key(1), 2))
-    return adapt.NewData(transitions, valid.at[1, 5:].set(False))
+    return NewData(transitions, valid.at[1, 5:].set(False))
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,11 @@ def before(built, state, data):
 
 
 def run(built, state, data, memory=None):
+    modules = networks.make(built.config.network, 2)
+
     @jax.jit
     def adapted(agent, memory):
-        key = jax.random.key(2)
-        return adapt.adapt(built.config, built.networks, agent, data, memory, key)
+        return adapt.adapt(built.config, modules, agent, data, memory, jax.random.key(2))
 
     return adapted(state.agent, state.memory if memory is None else memory)
 
@@ -164,7 +166,7 @@ OTHER = {
 def test_every_setting_changes_the_result(name, state, data, before):
     after, _ = run(tiny.build(tiny.changed(adapt={name: OTHER[name]})), state, data)
     assert distance(before[0].step2.params, after.step2.params) > 0
-    # `episodes` is the amount of new data, see test_all_stages_play_the_same_episodes.
+    # `episodes` is the amount of new data, see test_evaluate.py.
     assert set(OTHER) | {"episodes"} == {field.name for field in dataclasses.fields(AdaptConfig)}
 
 
@@ -173,118 +175,3 @@ def test_classifier_data_settings_change_the_result(name, state, data, before):
     value = {"recent_per_task": 2, "observation": True}[name]
     _, after = run(tiny.build(tiny.changed(propensity={name: value})), state, data)
     assert before[1]["beta_mean"] != after["beta_mean"]
-
-
-def test_all_stages_play_the_same_episodes(state):
-    def returns(**changes):
-        built = tiny.build(tiny.changed(**changes))
-
-        @jax.jit
-        def evaluated(agent, memory):
-            return evaluate.evaluate(
-                built.config,
-                built.env,
-                built.networks,
-                agent,
-                memory,
-                built.held_out,
-                jax.random.key(5),
-            )
-
-        return jax.device_get(evaluated(state.agent, state.memory))
-
-    idle = {"step1_updates": 0, "step2_updates": 0}
-    still = returns(adapt=idle)
-    np.testing.assert_array_equal(still["return_pre"], still["return_step1"])
-    np.testing.assert_array_equal(still["return_pre"], still["return_post"])
-    # More data, other episodes and other histories are other numbers.
-    much = returns(adapt=idle | {"episodes": 4})
-    assert (much["beta_mean"] != still["beta_mean"]).any()
-    # However much data there is, the evaluation is the same.
-    np.testing.assert_allclose(much["return_pre"], still["return_pre"], rtol=1e-5)
-    longer = returns(adapt=idle, evaluate={"history_length": 20})
-    assert (longer["return_pre"] != still["return_pre"]).any()
-    # The new data is collected with the history of training all the same.
-    np.testing.assert_allclose(longer["beta_mean"], still["beta_mean"], rtol=1e-4)
-    more = returns(adapt=idle, evaluate={"episodes": 3})
-    assert (more["return_pre"] != still["return_pre"]).any()
-
-
-def test_data_is_as_much_as_asked_for_from_starts_of_its_own(state, monkeypatch):
-    """Adaptation is replaced by a look at its data; every agent stays the meta-trained one."""
-
-    def look(config, networks, agent, data, memory, key):
-        assert data.valid.shape == (1, 20)
-        data_return = jnp.sum(data.transitions.reward * data.valid)
-        return adapt.Adapted(agent, agent), {"data_return": data_return}
-
-    monkeypatch.setattr(evaluate, "adapt", look)
-
-    def evaluated(episodes):
-        built = tiny.build(tiny.changed(adapt={"episodes": 1}, evaluate={"episodes": episodes}))
-        task, key = jax.tree.map(lambda x: x[0], built.held_out), jax.random.key(5)
-        return jax.jit(
-            lambda agent, memory: evaluate.evaluate_task(
-                built.config, built.env, built.networks, agent, memory, task, key
-            )
-        )
-
-    jax.eval_shape(evaluated(3), state.agent, state.memory)
-    found = jax.device_get(evaluated(1)(state.agent, state.memory))
-    assert found["return_pre"] == found["return_step1"] == found["return_post"]
-    assert abs(found["data_return"] - found["return_pre"]) > 1e-3
-
-
-def test_a_failed_adaptation_is_the_worst_return_and_leaves_the_rest_alone(state, monkeypatch):
-    """Weights of the second step that are not finite, on the first of three tasks."""
-    built = tiny.build()
-    bad = built.held_out["goal"][0]
-
-    def fail(config, networks, agent, data, memory, key):
-        # The distance of a first step tells the task.
-        step = jax.tree.map(lambda x: x[0, 0], data.transitions)
-        distance = -step.reward - jnp.linalg.norm(step.next_observation - bad)
-        broken = jax.tree.map(lambda x: jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, x), agent)
-        return adapt.Adapted(agent, broken), {
-            "ess": jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, 1.0)
-        }
-
-    monkeypatch.setattr(evaluate, "adapt", fail)
-
-    @jax.jit
-    def evaluated(agent, memory):
-        return evaluate.evaluate(
-            built.config,
-            built.env,
-            built.networks,
-            agent,
-            memory,
-            built.held_out,
-            jax.random.key(5),
-        )
-
-    found = jax.device_get(evaluated(state.agent, state.memory))
-    np.testing.assert_array_equal(found["failed"], [True, False, False])
-    assert found["return_post"][0] == built.env.worst_reward * 20
-    np.testing.assert_array_equal(found["return_post"][1:], found["return_pre"][1:])
-    assert np.isfinite(found["return_pre"]).all()
-    assert not found["blew_up"].any()  # it is the weights that failed, not the physics
-    summary = evaluate.summarize(found)
-    assert (summary["adapt/failed"], summary["adapt/ess"]) == (1, 1.0)
-
-
-def test_summary_reports_means_and_the_worst_fifth():
-    per_task = {
-        "return_pre": jnp.arange(10.0),
-        "return_step1": jnp.arange(10.0) + 1,
-        "return_post": jnp.arange(10.0)[::-1] + 2,
-        "ess": jnp.full(10, 0.5).at[9].set(jnp.nan),  # where adaptation failed there is none
-        "blew_up": jnp.arange(10),
-        "failed": jnp.arange(10) > 7,
-    }
-    summary = evaluate.summarize(per_task)
-    assert summary["eval/return_pre"] == 4.5
-    assert summary["eval/return_post_p20"] == 2.5  # the mean of 2 and 3
-    assert summary["adapt/ess"] == 0.5
-    assert summary["adapt/failed"] == 2
-    assert summary["eval/blew_up"] == 45  # a count, over all tasks

@@ -5,37 +5,50 @@ import math
 
 import pytest
 
-from jmql import config as config_module
-from jmql.config import Config, ConfigError, flatten, validate
+from experiments.config import RunConfig, identity
+from jmql.config import Config
+from jmql.settings import ConfigError, Kind, Settings, flatten
 
 
 def change(config, name, value):
     """Returns the configuration with one setting, such as `td3.tau`, changed."""
-    part, field = name.split(".")
+    part, _, field = name.rpartition(".")
+    if not part:
+        return dataclasses.replace(config, **{field: value})
     return dataclasses.replace(
         config, **{part: dataclasses.replace(getattr(config, part), **{field: value})}
     )
 
 
+def bounds(config, prefix=""):
+    """Returns the bounds that stand beside the fields, by dotted name."""
+    found = {}
+    for item in dataclasses.fields(config):
+        if isinstance(getattr(config, item.name), Settings):
+            found |= bounds(getattr(config, item.name), f"{prefix}{item.name}.")
+        elif "bounds" in item.metadata:
+            found[prefix + item.name] = item.metadata["bounds"]
+    return found
+
+
 def bad_values():
     """One value beyond every end of every bound, and NaN."""
-    for name, (lowest, highest, closed) in config_module._BOUNDS.items():
-        yield name, lowest - 1 if closed else lowest
+    for name, (lowest, highest, above) in bounds(RunConfig()).items():
+        yield name, lowest if above else lowest - 1
         yield name, math.nan
-        if highest < math.inf:
-            yield name, highest + 1
+        yield name, highest + 1
 
 
 def test_defaults_are_valid():
-    validate(Config())
+    Config().validate()
 
 
 @pytest.mark.parametrize(("name", "value"), list(bad_values()))
 def test_bad_values_are_refused_by_name(name, value):
-    if isinstance(flatten(Config())[name], tuple):
+    if isinstance(flatten(RunConfig())[name], tuple):
         value = (300, value)
     with pytest.raises(ConfigError, match=rf"^{name} is .*; it must be (at least|above) \S+"):
-        validate(change(Config(), name, value))
+        change(RunConfig(), name, value).validate()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +66,7 @@ def test_bad_values_are_refused_by_name(name, value):
     ],
 )
 def test_the_ends_of_closed_bounds_are_valid(name, value):
-    validate(change(Config(), name, value))
+    change(Config(), name, value).validate()
 
 
 def test_every_number_has_a_bound():
@@ -62,10 +75,20 @@ def test_every_number_has_a_bound():
     """
     numbers = {
         name
-        for name, value in flatten(Config()).items()
+        for name, value in flatten(RunConfig()).items()
         if not isinstance(value, bool | str) and not name.endswith("_ranges")
     }
-    assert set(config_module._BOUNDS) == numbers
+    assert set(bounds(RunConfig())) == numbers
+
+
+def test_every_setting_is_of_one_kind():
+    kinds = [flatten(RunConfig(), kind) for kind in Kind]
+    assert sum(map(len, kinds)) == len(flatten(RunConfig()))
+    learned, measured, host = kinds
+    assert {"td3.tau", "task", "seed", "tasks.held_out", "checkpoint.replay"} <= learned.keys()
+    assert {"adapt.prox", "evaluate.episodes", "train.rounds_per_cycle"} <= measured.keys()
+    assert {"tracking.wandb", "checkpoint.minutes", "runs", "train.env_steps"} <= host.keys()
+    assert identity(RunConfig()) == learned
 
 
 def test_history_must_be_shorter_than_the_replay_of_a_row():
@@ -79,26 +102,26 @@ def test_history_must_be_shorter_than_the_replay_of_a_row():
     ):
         config = change(config, name, value)
     with pytest.raises(ConfigError, match="history_length is 20; it must be below the 20"):
-        validate(config)
-    validate(change(config, "network.history_length", 19))
+        config.validate()
+    change(config, "network.history_length", 19).validate()
 
 
 def test_rows_must_be_shared_equally_by_the_tasks():
     with pytest.raises(ConfigError, match=r"collect.rows is 32; .* 3 training tasks"):
-        validate(change(Config(), "tasks.train", 3))
-    validate(change(Config(), "tasks.train", 8))
+        change(Config(), "tasks.train", 3).validate()
+    change(Config(), "tasks.train", 8).validate()
 
 
 def test_the_classifier_needs_a_feature():
     config = change(Config(), "network.context_size", 0)
     with pytest.raises(ConfigError, match=r"^propensity\.observation is False"):
-        validate(config)
-    validate(change(config, "propensity.observation", True))
+        config.validate()
+    change(config, "propensity.observation", True).validate()
 
 
 def test_a_network_needs_a_layer():
     with pytest.raises(ConfigError, match="hidden_sizes is empty"):
-        validate(change(Config(), "network.hidden_sizes", ()))
+        change(Config(), "network.hidden_sizes", ()).validate()
 
 
 def test_replay_slots_are_whole_unrolls():
@@ -120,26 +143,26 @@ def test_replay_slots_are_whole_unrolls():
 def test_numbers_are_what_they_are_in_32_bits(value):
     """A learning rate of 1e-60 is 0 on the device, one of 1e40 infinite."""
     with pytest.raises(ConfigError, match=r"td3\.learning_rate is"):
-        validate(change(Config(), "td3.learning_rate", value))
+        change(Config(), "td3.learning_rate", value).validate()
 
 
 def test_warm_up_must_fit_into_the_run_and_the_replay():
     """A round is 1,600 steps: 7 are the 10,000 of warm-up, and there must be one more."""
     with pytest.raises(ConfigError, match=r"train.env_steps is 11200; it must be above the 11200"):
-        validate(change(Config(), "train.env_steps", 11_200))
-    validate(change(Config(), "train.env_steps", 11_201))
+        change(Config(), "train.env_steps", 11_200).validate()
+    change(Config(), "train.env_steps", 11_201).validate()
     with pytest.raises(ConfigError, match=r"collect.warmup_steps is 10000; it must fit .* 9600"):
-        validate(change(Config(), "collect.replay_capacity", 9600))
+        change(Config(), "collect.replay_capacity", 9600).validate()
 
 
 def test_updates_are_counted_in_32_bits_and_steps_are_not():
     """Steps are counted in rounds."""
     long = change(Config(), "train.env_steps", 8_000_000_000)
-    validate(long)
+    long.validate()
     with pytest.raises(ConfigError, match=r"that is 2,499,996,500 updates, and at most 2,147"):
-        validate(change(long, "train.updates_per_round", 500))
+        change(long, "train.updates_per_round", 500).validate()
     with pytest.raises(ConfigError, match=r"in rounds of 1600 that is 2,187,500,000, and at most"):
-        validate(change(long, "train.env_steps", 3_500_000_000_000))
+        change(long, "train.env_steps", 3_500_000_000_000).validate()
 
 
 def test_configurations_are_hashable():

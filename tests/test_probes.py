@@ -9,7 +9,7 @@ import numpy as np
 
 from envs import probes
 from envs.base import Environment, Task
-from jmql import evaluate, networks, replay, rollout, td3, train
+from jmql import evaluate, mql, networks, replay, rollout, td3, train
 from jmql.config import (
     AdaptConfig,
     CollectConfig,
@@ -20,7 +20,6 @@ from jmql.config import (
     TaskConfig,
     TD3Config,
     TrainConfig,
-    validate,
 )
 from jmql.replay import ReplayState
 from jmql.td3 import AgentState
@@ -28,15 +27,15 @@ from jmql.types import Array, Batch, History, Transition
 
 DISCOUNT = 0.8
 SEEDS = 3
-TD3 = TD3Config(discount=DISCOUNT, tau=0.05, target_noise=0.1, batch_size=64)
+TD3 = TD3Config(learning_rate=3e-3, discount=DISCOUNT, tau=0.05, target_noise=0.1, batch_size=64)
 BLIND = networks.make(NetworkConfig((16, 16), context_size=0), action_size=1)
 
 
 def random_play(env: Environment, rows: int = 16, steps: int = 64) -> ReplayState:
     """Fills a replay with uniformly random actions."""
 
-    def policy(observation: Array, history: History, key: Array) -> Array:
-        return jax.random.uniform(key, (1,), minval=-1.0, maxval=1.0)
+    def policy(observation: Array, history: History, key: Array) -> tuple[Array, tuple]:
+        return jax.random.uniform(key, (1,), minval=-1.0, maxval=1.0), ()
 
     def play(key: Array) -> Transition:
         reset_key, key = jax.random.split(key)
@@ -57,7 +56,7 @@ def learn(memory: ReplayState) -> AgentState:
     def draw(key: Array) -> tuple[Batch, Array]:
         return replay.sample(memory, key, TD3.batch_size, 1), jnp.zeros(())
 
-    return td3.train(TD3, BLIND, agent, learn_key, 2000, draw, 3e-3)[0]
+    return td3.train(TD3, BLIND, agent, learn_key, 2000, draw)[0]
 
 
 def empty(rows: int) -> History:
@@ -143,15 +142,15 @@ def hidden_bandit_returns(context_size: int) -> np.ndarray:
         train=TrainConfig(updates_per_round=40),
         propensity=PropensityConfig(observation=True),
     )
-    validate(config)
-    nets = networks.make(config.network, env.action_size)
+    config.validate()
+    learner = mql.learner(config, env.action_size)
     tasks = env.sample_tasks(jax.random.key(0), 2)
-    state = train.init(config, env, nets, tasks, jax.random.key(1))
+    state = train.init(config, env, learner, tasks, jax.random.key(1))
 
     @jax.jit
     def epoch(state, rounds, warmup):
         updates = state.agent.updates
-        return train.epoch(config, env, nets, state, rounds, warmup, updates)[0]
+        return train.epoch(config, env, learner, state, rounds, warmup, updates)[0]
 
     state = epoch(state, jnp.int32(10), jnp.bool(True))
     # After 40 rounds one seed in eight still sits in the saddle where both goals look the same.
@@ -159,7 +158,7 @@ def hidden_bandit_returns(context_size: int) -> np.ndarray:
 
     @jax.jit
     def play(task):
-        policy = rollout.greedy(nets, state.agent.params["actor"])
+        policy = learner.greedy(learner.actor(state.agent), jnp.inf)
         start = rollout.begin(env, env.reset(jax.random.key(2), task), 5)
         transitions, valid, _ = rollout.episode(env, policy, start, jax.random.key(3))
         return jnp.sum(transitions.reward * valid)
@@ -200,23 +199,24 @@ def reversed_bandit() -> dict[str, np.ndarray]:
     unweighted = dataclasses.replace(
         config, adapt=dataclasses.replace(config.adapt, reuse="uniform")
     )
-    validate(config)
-    nets = networks.make(config.network, env.action_size)
+    config.validate()
+    learner = mql.learner(config, env.action_size)
     tasks = env.sample_tasks(jax.random.key(0), config.tasks.train)
 
     @jax.jit
     def epoch(state, rounds, warmup):
         updates = state.agent.updates
-        return train.epoch(config, env, nets, state, rounds, warmup, updates)[0]
+        return train.epoch(config, env, learner, state, rounds, warmup, updates)[0]
 
     @functools.partial(jax.jit, static_argnums=0)
     def adapt(config, agent, memory):
         task = {"goal": jnp.array(-0.5)}
-        return evaluate.evaluate_task(config, env, nets, agent, memory, task, jax.random.key(2))
+        learner = mql.learner(config, env.action_size)
+        return evaluate.evaluate_task(config, env, learner, agent, memory, task, jax.random.key(2))
 
     stages = []
     for seed in range(SEEDS):
-        state = train.init(config, env, nets, tasks, jax.random.key(seed))
+        state = train.init(config, env, learner, tasks, jax.random.key(seed))
         state = epoch(state, jnp.int32(4), jnp.bool(True))
         state = epoch(state, jnp.int32(60), jnp.bool(False))
         weighted = adapt(config, state.agent, state.memory)

@@ -1,5 +1,6 @@
 """Acting: what is recorded, what the policy sees, and where episodes begin and end."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,9 +10,9 @@ import pytest
 
 from envs import probes
 from envs.base import Environment, Task
-from jmql import networks, replay, rollout
-from jmql.config import NetworkConfig
-from jmql.types import Array, History, Transition
+from jmql import mql, networks, replay, rollout
+from jmql.config import CollectConfig, Config, NetworkConfig
+from jmql.types import Array, History, Policy, Transition
 
 H = 4
 
@@ -50,7 +51,12 @@ class Counter(Environment):
 
 
 ENV = Counter()
-NETWORKS = networks.make(NetworkConfig((16,), context_size=3, history_length=H), ENV.action_size)
+CONFIG = Config(
+    network=NetworkConfig((16,), context_size=3, history_length=H),
+    collect=CollectConfig(exploration_noise=0.1),
+)
+NETWORKS = networks.make(CONFIG.network, ENV.action_size)
+LEARNER = mql.learner(CONFIG, ENV.action_size)
 NEVER = 1000  # a cut that does not cut
 
 
@@ -67,8 +73,8 @@ def begin(end: int, seed: int = 0) -> rollout.ActorCarry:
     return rollout.begin(ENV, ENV.reset(jax.random.key(seed), task), H)
 
 
-def random_policy(observation: Array, history: History, key: Array) -> Array:
-    return jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
+def random_policy(observation: Array, history: History, key: Array) -> tuple[Array, tuple]:
+    return jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0), ()
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -155,7 +161,7 @@ def test_acting_sees_the_history_that_training_cuts(end):
 
 def test_training_reproduces_the_actions_that_were_taken():
     params = actor_params()
-    policy = rollout.greedy(NETWORKS, params)
+    policy = LEARNER.greedy(params, jnp.inf)
     act = jax.jit(
         lambda carry: rollout.collect(ENV, policy, carry, jax.random.key(1), 40, NEVER)[1]
     )
@@ -187,7 +193,7 @@ def test_cut_truncates_at_50_steps():
     start = rollout.begin(env, env.reset(jax.random.key(0), {}), 1)
 
     def policy(observation, history, key):
-        return jnp.zeros(1)
+        return jnp.zeros(1), ()
 
     @jax.jit
     def limits(cut):
@@ -201,6 +207,26 @@ def test_cut_truncates_at_50_steps():
         assert not np.asarray(end).any()
         assert int(done.count) == 220 // length
         assert float(done.return_sum) == 220 // length * length
+
+
+def test_what_a_policy_says_of_itself_is_remembered():
+    """Such as a log-probability, which tells the step that it belongs to."""
+
+    def policy(observation, history, key):
+        return jnp.zeros(2), {"log_prob": -observation[1]}
+
+    carry = begin(5)
+    steps = jax.jit(lambda key: rollout.collect(ENV, policy, carry, key, 8, NEVER)[1])(
+        jax.random.key(0)
+    )
+    memory = replay.add(replay.init(jax.tree.map(lambda x: x[0], steps), 1, 8), steps_of_row(steps))
+    batch = replay.sample(memory, jax.random.key(1), 50, 2)
+    np.testing.assert_array_equal(batch.transition.behaviour["log_prob"], -batch.transition.step)
+
+
+def steps_of_row(steps: Transition) -> Transition:
+    """Returns transitions [T] as those of one row, [1, T]."""
+    return jax.tree.map(lambda x: x[None], steps)
 
 
 def test_an_end_at_the_cut_is_an_end_only():
@@ -221,16 +247,16 @@ def test_finished_returns_by_hand():
     assert (float(third.return_sum), int(third.count)) == (0.0, 0)
 
 
-def actions(policy: rollout.Policy, num: int = 4000) -> np.ndarray:
+def actions(policy: Policy, num: int = 4000) -> np.ndarray:
     """Returns the actions [num, 2] for different keys, after two steps of an episode."""
     carry = collect(begin(5), jax.random.key(0), 2)[0]
     keys = jax.random.split(jax.random.key(7), num)
-    act = jax.vmap(lambda key: policy(carry.env_state.observation, carry.history, key))
+    act = jax.vmap(lambda key: policy(carry.env_state.observation, carry.history, key)[0])
     return np.asarray(jax.jit(act)(keys))
 
 
 def test_greedy_is_deterministic():
-    drawn = actions(rollout.greedy(NETWORKS, actor_params()))
+    drawn = actions(LEARNER.greedy(actor_params(), jnp.inf))
     assert (drawn == drawn[0]).all()
     carry = collect(begin(5), jax.random.key(0), 2)[0]
     direct = NETWORKS.act(actor_params(), carry.env_state.observation, carry.history)
@@ -242,26 +268,27 @@ def test_greedy_sees_as_far_back_as_it_may():
     carry = collect(begin(5), jax.random.key(0), 2)[0]
     newest = jax.tree.map(lambda x: x[-1:], carry.history)
     direct = NETWORKS.act(actor_params(), carry.env_state.observation, newest)
-    drawn = actions(rollout.greedy(NETWORKS, actor_params(), jnp.int32(1)), 1)[0]
+    drawn = actions(LEARNER.greedy(actor_params(), jnp.int32(1)), 1)[0]
     np.testing.assert_allclose(drawn, direct, atol=1e-6)
-    assert np.abs(drawn - actions(rollout.greedy(NETWORKS, actor_params()), 1)[0]).max() > 1e-3
+    assert np.abs(drawn - actions(LEARNER.greedy(actor_params(), jnp.inf), 1)[0]).max() > 1e-3
 
 
 def test_exploring_adds_noise_and_clips():
     params = jax.tree.map(lambda x: 0.3 * x, actor_params())  # away from the bounds
-    mean = actions(rollout.greedy(NETWORKS, params), 1)[0]
+    mean = actions(LEARNER.greedy(params, jnp.inf), 1)[0]
     assert np.abs(mean).max() < 0.5
-    drawn = actions(rollout.exploring(NETWORKS, params, 0.1, jnp.bool(False)))
+    drawn = actions(LEARNER.explore(params, jnp.bool(False)))
     np.testing.assert_allclose(drawn.mean(0), mean, atol=0.01)
     np.testing.assert_allclose(drawn.std(0), 0.1, rtol=0.05)
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.05
-    wild = actions(rollout.exploring(NETWORKS, params, 5.0, jnp.bool(False)))
+    wild = dataclasses.replace(CONFIG, collect=CollectConfig(exploration_noise=5.0))
+    wild = actions(mql.learner(wild, ENV.action_size).explore(params, jnp.bool(False)))
     assert (wild.min(), wild.max()) == (-1.0, 1.0)
     assert 0.7 < (np.abs(wild) == 1.0).mean() < 0.95
 
 
 def test_warmup_is_uniform_whatever_the_policy():
-    drawn = actions(rollout.exploring(NETWORKS, actor_params(), 0.1, jnp.bool(True)))
+    drawn = actions(LEARNER.explore(actor_params(), jnp.bool(True)))
     assert np.abs(drawn).max() <= 1
     for column in drawn.T:
         sample = (np.sort(column) + 1) / 2
@@ -308,7 +335,7 @@ def test_physics_that_blows_up_is_counted_and_not_recorded(gap):
     assert (finished.blew_up, finished.count) == (2, 2)
     assert finished.return_sum == 2 * (0.5 + 1.0 + 5 * env.worst_reward)
     np.testing.assert_array_equal(np.flatnonzero(steps.truncated), [2, 5])
-    np.testing.assert_array_equal(steps.reward[[2, 5]], env.worst_reward)
+    np.testing.assert_array_equal(np.asarray(steps.reward)[[2, 5]], env.worst_reward)
     assert not np.asarray(steps.terminated).any()
     assert all((np.abs(leaf) < 1e10).all() for leaf in jax.tree.leaves((steps, carry.history)))
     play = jax.jit(lambda: rollout.episode(env, random_policy, start, jax.random.key(1)))

@@ -1,0 +1,45 @@
+"""What meta-training and evaluation ask of an algorithm; `mql` fulfils it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jmql.replay import ReplayState
+from jmql.types import Array, Key, Metrics, Params, Policy, Transition
+
+
+class NewData(NamedTuple):
+    """Episodes of a new task."""
+
+    transitions: Transition  # [N, T, ...], one episode a row
+    valid: Array  # [N, T] bool: False after the end of an episode
+
+
+class Learner(NamedTuple):
+    """An algorithm with its numbers, as pure functions.
+
+    `agent` is a pytree of its own with a leaf `updates`, [] int32, of gradient steps so far;
+    `actor` is the part of it that acts.
+    """
+
+    # (key, observation [O], action [A]) -> agent; observation and action serve for their shapes
+    init: Callable[[Key, Array, Array], Any]
+    # agent -> actor
+    actor: Callable[[Any], Params]
+    # (actor, warmup [] bool) -> policy: explores; acts at random where `warmup`
+    explore: Callable[[Params, Array], Policy]
+    # (actor, reach []) -> policy: acts as well as it can, and sees the last `reach` steps
+    greedy: Callable[[Params, Array], Policy]
+    # (agent, memory, key, active [] bool, updates [] int32) -> agent and sums over its steps:
+    # learns from replay, whose newest steps are those of this round; nothing where not `active`.
+    # `updates` is `agent.updates`, apart: under vmap over seeds it stays one number, so that what
+    # depends on it alone stays a branch.
+    learn: Callable[[Any, ReplayState, Key, Array, Array], tuple[Any, Any]]
+    # the sums of no steps
+    no_steps: Any
+    # (agent, sums over any number of rounds) -> metrics [] by their names after `train/`
+    metrics: Callable[[Any, Any], Metrics]
+    # names of the stages of adaptation, after `eval/return_`; none where there is none
+    stages: tuple[str, ...] = ()
+    # (agent, new data, memory, key) -> the actors after each stage, leaves [stages, ...], and
+    # diagnostics [] by their names after `adapt/`
+    adapt: Callable[[Any, NewData, ReplayState, Key], tuple[Params, Metrics]] | None = None

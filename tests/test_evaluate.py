@@ -1,0 +1,213 @@
+"""Evaluation on held-out tasks: who plays what, and what is reported."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.point import PointGoal
+from jmql import evaluate
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def state():
+    return tiny.filled(tiny.build())
+
+
+def stages(*agents):
+    """Returns their actors, stacked."""
+    actors = [agent.params["actor"] for agent in agents]
+    return jax.tree.map(lambda *x: jnp.stack(x), *actors)
+
+
+def test_all_stages_play_the_same_episodes(state):
+    def returns(**changes):
+        built = tiny.build(tiny.changed(**changes))
+
+        @jax.jit
+        def evaluated(agent, memory):
+            return evaluate.evaluate(
+                built.config,
+                built.env,
+                built.learner,
+                agent,
+                memory,
+                built.held_out,
+                jax.random.key(5),
+            )
+
+        return jax.device_get(evaluated(state.agent, state.memory))
+
+    idle = {"step1_updates": 0, "step2_updates": 0}
+    still = returns(adapt=idle)
+    np.testing.assert_array_equal(still["return_pre"], still["return_step1"])
+    np.testing.assert_array_equal(still["return_pre"], still["return_post"])
+    # More data, other episodes and other histories are other numbers.
+    much = returns(adapt=idle | {"episodes": 4})
+    assert (much["beta_mean"] != still["beta_mean"]).any()
+    # However much data there is, the evaluation is the same.
+    np.testing.assert_allclose(much["return_pre"], still["return_pre"], rtol=1e-5)
+    longer = returns(adapt=idle, evaluate={"history_length": 20})
+    assert (longer["return_pre"] != still["return_pre"]).any()
+    # The new data is collected with the history of training all the same.
+    np.testing.assert_allclose(longer["beta_mean"], still["beta_mean"], rtol=1e-4)
+    more = returns(adapt=idle, evaluate={"episodes": 3})
+    assert (more["return_pre"] != still["return_pre"]).any()
+
+
+def test_data_is_as_much_as_asked_for_from_starts_of_its_own(state):
+    """Adaptation is replaced by a look at its data; every agent stays the meta-trained one."""
+
+    def look(agent, data, memory, key):
+        assert data.valid.shape == (1, 20)
+        data_return = jnp.sum(data.transitions.reward * data.valid)
+        return stages(agent, agent), {"data_return": data_return}
+
+    def evaluated(episodes):
+        built = tiny.build(tiny.changed(adapt={"episodes": 1}, evaluate={"episodes": episodes}))
+        task, key = jax.tree.map(lambda x: x[0], built.held_out), jax.random.key(5)
+        return jax.jit(
+            lambda agent, memory: evaluate.evaluate_task(
+                built.config,
+                built.env,
+                built.learner._replace(adapt=look),
+                agent,
+                memory,
+                task,
+                key,
+            )
+        )
+
+    jax.eval_shape(evaluated(3), state.agent, state.memory)
+    found = jax.device_get(evaluated(1)(state.agent, state.memory))
+    assert found["return_pre"] == found["return_step1"] == found["return_post"]
+    assert abs(found["data_return"] - found["return_pre"]) > 1e-3
+
+
+def test_a_failed_adaptation_is_the_worst_return_and_leaves_the_rest_alone(state):
+    """Weights of the second step that are not finite, on the first of three tasks."""
+    built = tiny.build()
+    bad = built.held_out["goal"][0]
+
+    def fail(agent, data, memory, key):
+        # The distance of a first step tells the task.
+        step = jax.tree.map(lambda x: x[0, 0], data.transitions)
+        distance = -step.reward - jnp.linalg.norm(step.next_observation - bad)
+        broken = jax.tree.map(lambda x: jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, x), agent)
+        ess = jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, 1.0)
+        return stages(agent, broken), {"ess": ess}
+
+    learner = built.learner._replace(adapt=fail)
+
+    @jax.jit
+    def evaluated(agent, memory):
+        return evaluate.evaluate(
+            built.config,
+            built.env,
+            learner,
+            agent,
+            memory,
+            built.held_out,
+            jax.random.key(5),
+        )
+
+    found = jax.device_get(evaluated(state.agent, state.memory))
+    np.testing.assert_array_equal(found["failed"], [True, False, False])
+    assert found["return_post"][0] == built.env.worst_reward * 20
+    np.testing.assert_array_equal(found["return_post"][1:], found["return_pre"][1:])
+    assert np.isfinite(found["return_pre"]).all()
+    assert not found["blew_up"].any()  # it is the weights that failed, not the physics
+    summary = evaluate.summarize(built.learner, found)
+    assert (summary["adapt/failed"], summary["adapt/ess"]) == (1, 1.0)
+
+
+def test_summary_reports_means_and_the_worst_fifth():
+    per_task = {
+        "return_pre": jnp.arange(10.0),
+        "return_step1": jnp.arange(10.0) + 1,
+        "return_post": jnp.arange(10.0)[::-1] + 2,
+        "ess": jnp.full(10, 0.5).at[9].set(jnp.nan),  # where adaptation failed there is none
+        "blew_up": jnp.arange(10),
+        "failed": jnp.arange(10) > 7,
+    }
+    summary = evaluate.summarize(tiny.build().learner, per_task)
+    assert summary["eval/return_pre"] == 4.5
+    assert summary["eval/return_post_p20"] == 2.5  # the mean of 2 and 3
+    assert summary["adapt/ess"] == 0.5
+    assert summary["adapt/failed"] == 2
+    assert summary["eval/blew_up"] == 45  # a count, over all tasks
+
+
+def test_more_stages_are_played_in_more_turns(state):
+    """Three stages: the third shares a turn with nobody."""
+    built = tiny.build()
+
+    def scale(agent, data, memory, key):
+        grown = [jax.tree.map(lambda x, i=i: x * (1 + i), agent) for i in range(3)]
+        return stages(*grown), {}
+
+    learner = built.learner._replace(adapt=scale, stages=("one", "two", "three"))
+
+    @jax.jit
+    def evaluated(agent, memory):
+        key = jax.random.key(5)
+        task = jax.tree.map(lambda x: x[0], built.held_out)
+        return evaluate.evaluate_task(built.config, built.env, learner, agent, memory, task, key)
+
+    found = jax.device_get(evaluated(state.agent, state.memory))
+    assert found["return_pre"] == found["return_one"]
+    assert len({float(found[f"return_{name}"]) for name in learner.stages}) == 3
+    agent = state.agent.replace(params=jax.tree.map(lambda x: 3 * x, state.agent.params))
+    again = jax.device_get(evaluated(agent, state.memory))
+    np.testing.assert_allclose(again["return_pre"], found["return_three"], rtol=1e-5)
+
+
+def test_an_algorithm_that_does_not_adapt_is_evaluated_all_the_same(state):
+    built = tiny.build()
+    learner = built.learner._replace(adapt=None, stages=())
+
+    @jax.jit
+    def evaluated(learner_agent, memory):
+        return evaluate.evaluate(
+            built.config,
+            built.env,
+            learner,
+            learner_agent,
+            memory,
+            built.held_out,
+            jax.random.key(5),
+        )
+
+    found = jax.device_get(evaluated(state.agent, state.memory))
+    assert found.keys() == {"return_pre", "failed", "blew_up"}
+    assert evaluate.summarize(learner, found)["eval/return_pre_p20"] == found["return_pre"].min()
+
+
+class Reporting(PointGoal):
+    """Reports how far it has come, and whether that is beyond the half."""
+
+    def extras(self, physics, task):
+        distance = jnp.linalg.norm(physics)
+        return {"distance": distance, "success": (distance > 0.5).astype(jnp.float32)}
+
+
+def test_what_an_environment_reports_becomes_metrics(state):
+    """Of the last state of each episode, whose place is known from the observations."""
+    built = dataclasses.replace(tiny.build(), env=Reporting(episode_length=20))
+    begin = jax.jit(built.init)(built.keys)
+    done, metrics, per_task = jax.jit(built.cycle)(
+        begin, jnp.int32(2), jnp.array(True), jnp.array(True)
+    )
+    data = done.memory.data
+    last = np.asarray(data.next_observation)[np.asarray(data.truncated)]
+    far = np.linalg.norm(last, axis=-1)
+    np.testing.assert_allclose(metrics["collect/distance"][0], far.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["collect/success"][0], (far > 0.5).mean(), rtol=1e-5)
+    for stage in ("pre", "step1", "post"):
+        assert metrics[f"eval/distance_{stage}"][0] > 0
+        np.testing.assert_allclose(
+            metrics[f"eval/success_{stage}"][0], per_task[f"success_{stage}"].mean(), rtol=1e-6
+        )
