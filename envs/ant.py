@@ -83,7 +83,7 @@ class AntGoal(Ant):
     }
     worst_reward = -60.0  # more than 59 m away: 4 m/s for a whole episode, and the farthest goal
     ranges: ClassVar = {"radius": (0.0, 3.0), "angle": (0.0, 2 * math.pi)}
-    limits: ClassVar = {"radius": (0.0, 10.0), "angle": (-2 * math.pi, 2 * math.pi)}
+    limits: ClassVar = {"radius": (0.0, 10.0), "angle": (-7.0, 7.0)}
     splits: ClassVar = {"ood": ({"radius": (0.0, 2.0)}, {"radius": (2.0, 3.0)})}
     caption = "go to a place\nwithin 3 m"
 

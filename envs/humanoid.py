@@ -27,7 +27,7 @@ class HumanoidDir(Body):
     worst_reward = -20.0  # more than 19 m/s the wrong way
     parameters: ClassVar = {"angle": "which way to run, from the x axis (rad)"}
     ranges: ClassVar = {"angle": (0.0, 2 * math.pi)}
-    limits: ClassVar = {"angle": (-2 * math.pi, 2 * math.pi)}
+    limits: ClassVar = {"angle": (-7.0, 7.0)}
     splits: ClassVar = {
         "ood": ({"angle": (0.0, 1.5 * math.pi)}, {"angle": (1.5 * math.pi, 2 * math.pi)})
     }

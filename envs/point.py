@@ -21,7 +21,7 @@ class PointGoal(Environment):
         "angle": "direction of the goal, from the x axis (rad)",
     }
     ranges: ClassVar = {"angle": (0.0, math.pi)}
-    limits: ClassVar = {"angle": (-2 * math.pi, 2 * math.pi)}
+    limits: ClassVar = {"angle": (-7.0, 7.0)}
     splits: ClassVar = {
         "ood": ({"angle": (0.0, 0.75 * math.pi)}, {"angle": (0.75 * math.pi, math.pi)})
     }

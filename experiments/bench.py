@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import envs
-from experiments import memory, presets, run, train
-from experiments.presets import RunConfig
-from experiments.run import Setup
+from experiments import guard, memory, presets, run
+from experiments.config import RunConfig
+from experiments.program import Program, build
 from experiments.terminal import console
-from jmql import evaluate, replay, rollout, td3
-from jmql.config import LARGEST_INT, ConfigError
-from jmql.types import Array, Batch, Key
+from jmql import evaluate, rollout
+from jmql.settings import ConfigError
+from jmql.types import Key
 
 _LEARNER_TASKS = ("cheetah_dir", "ant_dir")
 _UNITS = {"learner": "updates", "adaptation": "tasks"}
@@ -37,15 +37,13 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
         repeats: timed calls of each program; the median counts.
         parts: what is measured.
     """
-    if not 1 <= repeats <= LARGEST_INT:
-        raise ConfigError(f"repeats is {repeats}; it must be at least 1")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"out is {out}; it must be a folder that can be written: {error}"
         ) from None
-    run.refuse_unwritable(out)
+    guard.refuse_unwritable(out)
     cast(Any, jax.config).update("jax_enable_compilation_cache", False)  # compiling is measured
     results: list[dict[str, Any]] = []
     record = run.describe(_paper("cheetah_dir"))
@@ -64,16 +62,15 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
         console.print(f"{part:<11}{what:<28}{size:>10}  {speed:>22}  {compiling}", soft_wrap=True)
 
     for task in _LEARNER_TASKS if "learner" in parts else ():
-        setup = run.setup(_paper(task))
-        add("learner", task, "batch 256", learner(setup, repeats))
+        add("learner", task, "batch 256", learner(build(_paper(task)), repeats))
     for task in _LEARNER_TASKS if "collection" in parts else ():
         for rows in _ROWS:
-            measured = collection(run.setup(_rows(presets.preset(task, "quick"), rows)), repeats)
+            measured = collection(build(_rows(presets.preset(task, "quick"), rows)), repeats)
             add("collection", f"{task} spring", f"{rows} rows", measured)
     for count in _TASKS if "adaptation" in parts else ():
         config = presets.preset("point_goal", "quick")
         tasks = dataclasses.replace(config.tasks, held_out=count)
-        measured = adaptation(run.setup(dataclasses.replace(config, tasks=tasks)), repeats)
+        measured = adaptation(build(dataclasses.replace(config, tasks=tasks)), repeats)
         add("adaptation", "point_goal", f"{count} tasks", measured)
     # On CPU more rows take longer and tell nothing new.
     physics_rows = (64,) if jax.default_backend() == "cpu" else (64, 512, 4096)
@@ -82,15 +79,15 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
             config = presets.preset(task, presets.profiles(task)[0])
             config = dataclasses.replace(config, backend=backend)
             for rows in physics_rows:
-                measured = collection(run.setup(_rows(config, rows)), repeats)
+                measured = collection(build(_rows(config, rows)), repeats)
                 add("physics", f"{task} {backend}", f"{rows} rows", measured)
     for task in envs.FAMILIES if "cycle" in parts else ():
         for profile in presets.profiles(task):
             config = presets.preset(task, profile)
-            measured = {"compile_seconds": train.compiled(run.setup(config))[1]}
+            measured = {"compile_seconds": compile_seconds(build(config))}
             add("cycle", f"{task} {config.backend}", profile, measured)
     replay_bytes = {
-        task: bytes_per_transition(run.setup(_paper(task))) for task in presets.tasks("paper")
+        task: bytes_per_transition(build(_paper(task))) for task in presets.tasks("paper")
     }
     for task, size in replay_bytes.items():
         console.print(f"replay {task}: {size:.0f} bytes per transition")
@@ -107,32 +104,27 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
     console.print(f"written to {path}", soft_wrap=True)
 
 
-def learner(setup: Setup, repeats: int) -> dict[str, Any]:
+def learner(program: Program, repeats: int) -> dict[str, Any]:
     """Critic steps a second, drawing from a full replay included, at the configured sizes."""
-    config, networks = setup.config, setup.networks
-    state = jax.jit(setup.init)(setup.keys)
+    state = jax.jit(program.init)(program.keys)
     state = jax.tree.map(lambda x: x[0], state)
-    memory = state.memory.replace(size=jnp.int32(config.slots_per_row))
+    memory = state.memory.replace(size=jnp.int32(program.config.slots_per_row))
 
     def updates(agent: Any, memory: Any, key: Key) -> Any:
-        def draw(key: Key) -> tuple[Batch, Array]:
-            size, length = config.td3.batch_size, config.network.history_length
-            return replay.sample(memory, key, size, length), jnp.zeros(())
+        return program.learner.learn(agent, memory, key, jnp.ones((), bool), jnp.int32(0))
 
-        rate = config.td3.learning_rate
-        return td3.train(config.td3, networks, agent, key, _UPDATES, draw, rate)
-
-    return measure(updates, (state.agent, memory, jax.random.key(0)), _UPDATES, repeats)
+    count = program.config.train.updates_per_round
+    return measure(updates, (state.agent, memory, jax.random.key(0)), count, repeats)
 
 
-def collection(setup: Setup, repeats: int) -> dict[str, Any]:
+def collection(program: Program, repeats: int) -> dict[str, Any]:
     """Environment steps a second with the policy and its context in the loop."""
-    config, env, networks = setup.config, setup.env, setup.networks
-    state = jax.jit(setup.init)(setup.keys)
+    config, env, learner = program.config, program.env, program.learner
+    state = jax.jit(program.init)(program.keys)
     state = jax.tree.map(lambda x: x[0], (state.agent, state.actors))
 
     def collect(agent: Any, actors: Any, key: Key) -> Any:
-        policy = rollout.exploring(networks, agent.params["actor"], 0.1, jnp.zeros((), bool))
+        policy = learner.explore(learner.actor(agent), jnp.zeros((), bool))
         keys = jax.random.split(key, config.collect.rows)
         return jax.vmap(
             lambda carry, key: rollout.collect(env, policy, carry, key, _STEPS, env.episode_length)
@@ -142,24 +134,24 @@ def collection(setup: Setup, repeats: int) -> dict[str, Any]:
     return measure(collect, (*state, jax.random.key(0)), count, repeats)
 
 
-def adaptation(setup: Setup, repeats: int) -> dict[str, Any]:
+def adaptation(program: Program, repeats: int) -> dict[str, Any]:
     """Held-out tasks a second: data, classifier, both steps and all evaluation episodes."""
-    state = jax.jit(setup.init)(setup.keys)
+    state = jax.jit(program.init)(program.keys)
     agent, memory = jax.tree.map(lambda x: x[0], (state.agent, state.memory))
-    memory = memory.replace(size=jnp.int32(setup.config.slots_per_row))
+    memory = memory.replace(size=jnp.int32(program.config.slots_per_row))
 
     def adapt(agent: Any, memory: Any, key: Key) -> Any:
         return evaluate.evaluate(
-            setup.config, setup.env, setup.networks, agent, memory, setup.held_out, key
+            program.config, program.env, program.learner, agent, memory, program.held_out, key
         )
 
     arguments = (agent, memory, jax.random.key(0))
-    return measure(adapt, arguments, setup.config.tasks.held_out, repeats)
+    return measure(adapt, arguments, program.config.tasks.held_out, repeats)
 
 
-def bytes_per_transition(setup: Setup) -> float:
+def bytes_per_transition(program: Program) -> float:
     """Replay memory over transitions kept."""
-    kept = setup.shapes.memory.data
+    kept = program.shapes.memory.data
     return memory.size(kept) / kept.reward.size
 
 
@@ -184,6 +176,13 @@ def measure(
     }
 
 
+def compile_seconds(program: Program) -> float:
+    """Seconds to trace and compile a cycle."""
+    begun = time.monotonic()
+    program.compile()
+    return time.monotonic() - begun
+
+
 def _bodies() -> list[str]:
     """Returns a family of each body: those of one body share its physics."""
     first: dict[str, str] = {}
@@ -194,7 +193,9 @@ def _bodies() -> list[str]:
 
 def _paper(task: str) -> RunConfig:
     """The reference's sizes, on an engine that loads quickly: physics is not measured here."""
-    return dataclasses.replace(presets.preset(task, "paper"), backend=envs.load(task).backends[0])
+    config = presets.preset(task, "paper")
+    short = dataclasses.replace(config.train, updates_per_round=_UPDATES)
+    return dataclasses.replace(config, backend=envs.load(task).backends[0], train=short)
 
 
 def _rows(config: RunConfig, rows: int) -> RunConfig:

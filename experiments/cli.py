@@ -14,33 +14,39 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal
 
-from experiments.presets import RunConfig, RunFailed
+from experiments.config import RunConfig, RunFailed
 from experiments.stop import Stop
 from experiments.view import View
-from jmql.config import ConfigError, flatten
+from jmql.config import AdaptConfig, EvaluateConfig, PropensityConfig
+from jmql.settings import LARGEST_SEED, ConfigError, Settings, bounded, count, flatten
 
 # What takes long to import, JAX before all, is imported where it is used: a signal in the first
 # seconds of a training must find it ready to answer.
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateArgs:
-    """Adapts a finished run to fresh held-out tasks and reports the returns."""
+class EvaluateArgs(Settings):
+    """Adapts a trained run to fresh held-out tasks and reports the returns. What it is measured
+    with is as in the run, unless it is set here.
+    """
 
     run: Path  # a run directory, runs/<task>/<run_id>
-    num_tasks: int = 64  # held-out tasks to draw
-    seed: int = 0  # of the tasks and episodes
+    num_tasks: int = count(64)  # held-out tasks to draw
+    seed: int = bounded(0, 0, LARGEST_SEED)  # of the tasks and episodes
     split: str = ""  # draw them as this split's held-out tasks; empty: as the run's were drawn
+    adapt: AdaptConfig = dataclasses.field(default_factory=AdaptConfig)
+    propensity: PropensityConfig = dataclasses.field(default_factory=PropensityConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchArgs:
+class BenchArgs(Settings):
     """Measures learner, collection, adaptation and compilation; writes a JSON file."""
 
     out: Path = Path("experiments/results")  # folder of the JSON file
-    repeats: int = 5  # timed calls, of which the median counts
+    repeats: int = count(5)  # timed calls, of which the median counts
     parts: tuple[Literal["learner", "collection", "adaptation", "physics", "cycle"], ...] = (
         "learner",
         "collection",
@@ -93,39 +99,43 @@ def _train_config(words: list[str]) -> RunConfig:
     if resume is not None:
         if not resume:
             raise ConfigError("no run directory given to --resume; valid: runs/<task>/<run_id>")
-        before = run.read_config(Path(resume))
-        config = _parse(RunConfig, "train", words, before)
-        old, new = run.identity(before), run.identity(config)
-        for name in old:
-            if old[name] != new[name]:
-                raise ConfigError(
-                    f"{name} is {old[name]} in {resume} and cannot become {new[name]}; valid:"
-                    f" changes of {', '.join(sorted(run.FREE))}"
-                )
-        return config
+        return _parse(RunConfig, "train", words, run.read_config(Path(resume)))
     task = _value(words, "task")
     if task is None and {"-h", "--help"} & set(words):
         return _parse(RunConfig, "train", words, RunConfig())  # prints, and exits
     # Task, profile and backend choose the defaults that all other flags change.
-    task = _known("task", task, envs.FAMILIES)
+    if task is None or ":" not in task:
+        task = _known("task", task, envs.FAMILIES)
     profile = _known(
         f"profile of {task}", _value(words, "profile", "quick"), presets.profiles(task)
     )
     config = _parse(RunConfig, "train", words, presets.preset(task, profile))
-    _known(f"backend of {task}", config.backend, envs.FAMILIES[task].backends)
+    _known(f"backend of {task}", config.backend, envs.load(task).backends)
     return config
 
 
 def _evaluate(words: list[str]) -> int:
-    args = _parse(EvaluateArgs, "evaluate", words)
-    from experiments import evaluate
+    from experiments import evaluate, run
 
-    evaluate.evaluate(args.run, args.num_tasks, args.seed, args.split)
+    given = _value(words, "run")
+    if given is None or {"-h", "--help"} & set(words):
+        _parse(EvaluateArgs, "evaluate", words)  # says that it is missing, or helps
+    folder = Path(given or "")
+    config = run.read_config(folder)
+    default = EvaluateArgs(
+        folder, adapt=config.adapt, propensity=config.propensity, evaluate=config.evaluate
+    )
+    args = _parse(EvaluateArgs, "evaluate", words, default)
+    args.validate()
+    measured = {name: getattr(args, name) for name in ("adapt", "propensity", "evaluate")}
+    config = dataclasses.replace(config, **measured)
+    evaluate.evaluate(folder, config, args.num_tasks, args.seed, args.split)
     return 0
 
 
 def _bench(words: list[str]) -> int:
     args = _parse(BenchArgs, "bench", words)
+    args.validate()
     from experiments import bench
 
     bench.bench(args.out, args.repeats, args.parts)
@@ -166,8 +176,7 @@ def _parse(kind: Any, command: str, words: list[str], default: Any = None) -> An
             raise ConfigError(_one_line(error.getvalue())) from None
         raise
     if unknown:
-        names = flatten(parsed) if default else [f.name for f in dataclasses.fields(kind)]
-        flags = [f"--{name.replace('_', '-')}" for name in names]
+        flags = [f"--{name.replace('_', '-')}" for name in flatten(parsed)]
         near = difflib.get_close_matches(unknown[0].replace("_", "-"), flags, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
@@ -199,7 +208,10 @@ def _quiet() -> None:
         "%s: %r", it.err_msg or "ignored in", it.object, exc_info=it.exc_value
     )
     logging.raiseExceptions = False  # a full disk cannot take a log line either
-    sys.stdout, sys.stderr = cast(TextIO, View(sys.stdout)), cast(TextIO, View(sys.stderr))
+    for name in ("stdout", "stderr"):
+        # A process may be started with none.
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, name, View(stream))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Adapts a trained run to held-out tasks that it has not met."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import memory, run, terminal
-from experiments.presets import RunFailed
-from experiments.run import Setup
-from experiments.terminal import STAGES, console
+from experiments import guard, memory, run, terminal
+from experiments.config import RunConfig, RunFailed, all_seeds
+from experiments.program import Program
+from experiments.program import split as named_split
+from experiments.terminal import columns, console
 from jmql import evaluate as algorithm
-from jmql.config import LARGEST_INT, LARGEST_SEED, ConfigError
 from jmql.keys import derive
+from jmql.replay import ReplayState
+from jmql.settings import ConfigError, Kind, flatten
+from jmql.types import Key, Metrics, Task
 
 _CHUNK = 32  # tasks adapted side by side, each with an agent of its own
 _BYTES = 64  # kept of each task, at the least
 
 
-def evaluate(folder: Path, num_tasks: int, seed: int, split: str = "") -> None:
+def evaluate(folder: Path, config: RunConfig, num_tasks: int, seed: int, split: str = "") -> None:
     """Draws tasks, adapts to each, prints the returns and appends them to evaluations.jsonl.
 
     Args:
         folder: a run directory.
+        config: its configuration, in which what is measured with may have changed.
         num_tasks: how many tasks.
         seed: of the tasks and episodes; the same seed gives the same numbers.
         split: whose held-out ranges the tasks are drawn from; empty is as the run's were.
@@ -32,72 +38,77 @@ def evaluate(folder: Path, num_tasks: int, seed: int, split: str = "") -> None:
     Raises:
         ConfigError: the folder is not a finished run, or a value cannot work.
     """
-    if not 1 <= num_tasks <= LARGEST_INT or not 0 <= seed <= LARGEST_SEED:
-        raise ConfigError(
-            f"num-tasks is {num_tasks} and seed is {seed}; valid: from 1 to {LARGEST_INT:,} and"
-            f" from 0 to {LARGEST_SEED:,}"
-        )
-    setup = run.load(folder, run.read_config(folder))
-    if not setup.config.checkpoint.replay:
+    program = run.load(folder, config)
+    if not program.config.checkpoint.replay:
         raise ConfigError(
             f"{folder} was saved without its replay (checkpoint.replay False);"
             " adaptation needs one: valid are runs that saved it"
         )
-    task = setup.config.task
-    ranges = run.split(setup.env, task, split)[1] if split else setup.held_out_ranges
-    count = memory.needed(setup.config, setup.env, setup.shapes, min(num_tasks, _CHUNK))
-    count += setup.config.seeds * num_tasks * _BYTES
-    memory.refuse_too_much(f"an evaluation of {num_tasks} tasks", count)
-    with run.logged(folder):
-        _evaluate(folder, setup, num_tasks, seed, ranges)
+    task = program.config.task
+    ranges = named_split(program.env, task, split)[1] if split else program.held_out_ranges
+    memory.refuse_too_much(f"an evaluation of {num_tasks:,} tasks", num_tasks * _BYTES)
+    with guard.logged(folder):
+        _evaluate(folder, program, num_tasks, seed, ranges)
 
 
 def _evaluate(
-    folder: Path, setup: Setup, num_tasks: int, seed: int, ranges: dict[str, tuple[float, float]]
+    folder: Path,
+    program: Program,
+    num_tasks: int,
+    seed: int,
+    ranges: dict[str, tuple[float, float]],
 ) -> None:
-    state = run.trained(folder, setup)
+    state = run.trained(folder, program)
     key = jax.random.key(seed)
-    tasks = setup.env.sample_tasks(derive(key, "fresh tasks"), num_tasks, ranges)
+    tasks = program.env.sample_tasks(derive(key, "fresh tasks"), num_tasks, ranges)
     key = derive(key, "fresh evaluation")
     size = min(num_tasks, _CHUNK)
     chunks = -(-num_tasks // size)
 
     @jax.jit
-    def adapt(agent: Any, memory: Any, tasks: Any, key: jax.Array) -> Any:
-        return jax.vmap(
-            lambda agent, memory: algorithm.evaluate(
-                setup.config, setup.env, setup.networks, agent, memory, tasks, key
+    def adapt(agent: Any, replay: ReplayState, tasks: Task, key: Key) -> Metrics:
+        adapted: Callable[..., Metrics] = jax.vmap(
+            lambda agent, replay: algorithm.evaluate(
+                program.config, program.env, program.learner, agent, replay, tasks, key
             )
-        )(agent, memory)
+        )
+        return adapted(agent, replay)
 
-    parts = []
+    parts, first = [], jax.tree.map(lambda x: x[:size], tasks)
     with console.status(f"adapting to {num_tasks} tasks"):
+        compiled = adapt.lower(state.agent, state.memory, first, key).compile()
+        memory.refuse_too_much("this evaluation", memory.of_program(compiled))
         for i in range(chunks):
             # The last chunk is filled up with tasks from the beginning; they are dropped below.
             index = np.arange(i * size, (i + 1) * size) % num_tasks
             chunk = jax.tree.map(lambda x, index=index: x[index], tasks)
             fold = jax.random.fold_in(key, i)
-            parts.append(jax.device_get(adapt(state.agent, state.memory, chunk, fold)))
+            parts.append(jax.device_get(compiled(state.agent, state.memory, chunk, fold)))
+    summarize = functools.partial(algorithm.summarize, program.learner)
     per_task = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :num_tasks], *parts)
-    summary = jax.device_get(jax.vmap(algorithm.summarize)(jax.tree.map(jnp.asarray, per_task)))
-    steps = int(state.rounds[0]) * setup.config.steps_per_round
+    summary = jax.device_get(jax.vmap(summarize)(jax.tree.map(jnp.asarray, per_task)))
+    steps = int(state.rounds[0]) * program.config.steps_per_round
+    measured = flatten(program.config, Kind.MEASURED)
     lines = []
-    for i, trained in enumerate(run.seeds(setup.config)):
+    for i, trained in enumerate(all_seeds(program.config)):
         row: dict[str, Any] = {"seed": trained, "env_steps": steps, "num_tasks": num_tasks}
-        row |= {"task_seed": seed, "ranges": ranges}
+        row |= {"task_seed": seed, "ranges": ranges, "measured": measured}
         row |= {k: float(v[i]) for k, v in sorted(summary.items()) if np.isfinite(v[i])}
-        row |= {f"tasks/{stage}": per_task[stage][i].tolist() for stage in STAGES}
+        row |= {f"tasks/{stage}": per_task[stage][i].tolist() for stage in program.stages}
         row["tasks/failed"] = per_task["failed"][i].astype(int).tolist()
         lines.append(json.dumps(row) + "\n")
     terminal.table(
-        f"{setup.config.task} after {steps:,} steps: return on {num_tasks} fresh held-out tasks",
-        [*STAGES.values(), "worst fifth"],
+        f"{program.config.task} after {steps:,} steps: return on {num_tasks} fresh held-out tasks",
+        [*columns(program.stages), "worst fifth"],
         [
             (
                 f"seed {trained}",
-                [f"{summary[f'eval/{name}'][i]:.1f}" for name in (*STAGES, "return_post_p20")],
+                [
+                    f"{summary[f'eval/{name}'][i]:.1f}"
+                    for name in (*program.stages, f"{program.stages[-1]}_p20")
+                ],
             )
-            for i, trained in enumerate(run.seeds(setup.config))
+            for i, trained in enumerate(all_seeds(program.config))
         ],
     )
     terminal.warn_if_reuse_is_off(summary["adapt/beta_zero_share"].tolist())
@@ -106,8 +117,8 @@ def _evaluate(
         summary["eval/blew_up"].sum(),
         summary["adapt/failed"].sum(),
         per_task["failed"].tolist(),
-        terminal.task_names(tasks),
-        setup.env,
+        terminal.task_names(program.env, tasks),
+        program.env,
     )
     path = folder / "evaluations.jsonl"
     try:

@@ -6,41 +6,42 @@ from typing import Any
 import jax
 import psutil
 
-from envs.base import Environment
-from experiments import terminal
+from experiments.config import RunConfig
 from jmql import replay
-from jmql.config import Config, ConfigError
+from jmql.settings import ConfigError
+from jmql.train import TrainState
 
-# What a container may use, under cgroup version 2 and 1.
-_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+# What a container may use, and uses, under cgroup version 2 and 1.
+_GROUPS = Path("/sys/fs/cgroup")
+_CGROUPS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
-def needed(config: Config, env: Environment, shapes: Any, tasks: int) -> int:
-    """Returns the bytes that training, or the adaptation to held-out tasks, holds at the least.
+def at_least(config: RunConfig, shapes: TrainState) -> int:
+    """Returns bytes that training cannot do without: its state, and for each seed a batch and an
+    agent for each held-out task, which are all adapted to side by side.
 
     Args:
         config: of the run.
-        env: the family.
         shapes: of the TrainState of every seed, leaves [S, ...].
-        tasks: held-out tasks that are adapted to side by side.
     """
-    seeds = len(shapes.rounds)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    num, history = config.td3.batch_size, config.network.history_length
+    batch = jax.eval_shape(lambda m, k: replay.sample(m, k, num, history), one.memory, key)
+    adapted = config.tasks.held_out * size(one.agent)
+    return size(shapes) + config.seeds * (size(batch) + adapted)
 
-    def batch(num: int) -> int:
-        history = config.network.history_length
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return size(jax.eval_shape(lambda m, k: replay.sample(m, k, num, history), one.memory, key))
 
-    data = config.adapt.episodes * env.episode_length
-    classes = 2 * data + 2 * config.tasks.train
-    episodes = 2 * max(config.adapt.episodes, config.evaluate.episodes) * env.episode_length
-    transition = size(one.memory.data) // one.memory.data.reward.size
-    adaptation = 3 * size(one.agent) + episodes * transition + batch(classes)
-    adaptation += batch(config.adapt.batch_multiple * config.td3.batch_size)
-    working = max(batch(config.td3.batch_size), tasks * adaptation)
-    copies = 2 if jax.default_backend() == "cpu" else 1  # saving makes one in the host's memory
-    return copies * size(shapes) + seeds * working
+def of_program(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes that a compiled program takes beside its arguments."""
+    used = compiled.memory_analysis()
+    if used is None:  # a backend that does not say
+        return 0
+    new = used.output_size_in_bytes - used.alias_size_in_bytes
+    return int(new + used.temp_size_in_bytes)
 
 
 def there_is() -> int:
@@ -48,12 +49,16 @@ def there_is() -> int:
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    free = [psutil.virtual_memory().available]
-    for name in _LIMITS:
-        path = Path("/sys/fs/cgroup", name)
-        text = path.read_text().strip() if path.exists() else ""
-        free += [int(text)] if text.isdigit() else []
-    return min(free)
+    return min(psutil.virtual_memory().available, *(_left(*files) for files in _CGROUPS))
+
+
+def _left(limit: str, used: str) -> int:
+    """Returns what a control group leaves, or a large number where there is none."""
+    try:
+        limited, in_use = (int((_GROUPS / name).read_text()) for name in (limit, used))
+    except (OSError, ValueError):  # not there, or "max"
+        return 2**63
+    return limited - in_use
 
 
 def refuse_too_much(what: str, count: int) -> None:
@@ -66,11 +71,19 @@ def refuse_too_much(what: str, count: int) -> None:
     free = there_is()
     if count > free:
         raise ConfigError(
-            f"{what} needs {terminal.human_bytes(count)} of memory and"
-            f" {terminal.human_bytes(free)} are free"
+            f"{what} needs {human_bytes(count)} of memory and {human_bytes(free)} are free"
         )
 
 
 def size(tree: Any) -> int:
     """Returns the bytes of a pytree of arrays or shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def human_bytes(count: float) -> str:
+    """Returns a size for people, such as `190 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

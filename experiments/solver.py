@@ -1,8 +1,8 @@
 """What MJX's solver costs and errs under other numbers of iterations than those in use.
 
-Run with `python -m experiments.solver experiments/results/mjx-solver.json [FAMILY ...]`: some
-minutes a family, most of them to compile. Rows of random play go on under each setting from the
-same states, and are compared with the solver at MuJoCo's own numbers.
+Run with `python -m experiments.solver FILE.json [FAMILY ...]`: some minutes a family, most of them
+to compile. Rows of random play go on under each setting from the same states, and are compared with
+the solver at MuJoCo's own numbers.
 """
 
 import json
@@ -34,7 +34,7 @@ def play(env: Any, states: Any, actions: jax.Array) -> Any:
 
 
 def measure(family: str) -> list[dict[str, Any]]:
-    """Returns a row for each setting: speed, seconds to compile, and errors (m, rad, m/s, rad/s)."""
+    """Returns a row for each setting: speed, seconds to compile, errors (m, rad, and a second)."""
     env: Any = envs.make(family, "mjx")
     system = env._system
     keys = jax.random.split(jax.random.key(0), ROWS)

@@ -6,7 +6,9 @@ import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+Result = TypeVar("Result")
 
 SAVED = 33  # exit code: stopped by a signal, and saved; resuming goes on exactly there
 
@@ -35,7 +37,7 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def wait(self, call: Callable[..., Any], *args: Any) -> Any:
+    def wait(self, call: Callable[..., Result], *args: Any) -> Result:
         """Returns what a call that blocks for long returns.
 
         It runs in a thread, for only a main thread that is not in the call can answer signals.

@@ -1,7 +1,8 @@
 """What the user sees: the header, the progress bar and the final table."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,21 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from envs.base import Environment
+from experiments import memory
+from experiments.program import Program
 from jmql.types import Task
 
-STAGES = {"return_pre": "before", "return_step1": "after step 1", "return_post": "after step 2"}
+# How stages are called in a table; others by their own names.
+_STAGES = {"return_pre": "before", "return_step1": "after step 1", "return_post": "after step 2"}
+
+# Episodes whose physics was not finite, in training and in evaluation, and adaptations whose
+# weights were not.
+TROUBLES = ("collect/blew_up", "eval/blew_up", "adapt/failed")
 
 # What is printed is shown as it is: paths may look like markup.
 console = Console(highlight=False, markup=False, emoji=False)
-
-
-def human_bytes(count: float) -> str:
-    """Returns a size for people, such as `190 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
 
 
 def human_time(seconds: float) -> str:
@@ -126,11 +125,15 @@ def troubles(training: float, evaluation: float, failed: float) -> str:
     how many adaptations ended in weights that are not; "" if none did.
     """
     parts = (
-        (training, "training episodes blew up"),
-        (evaluation, "evaluation episodes blew up"),
-        (failed, "adaptations failed"),
+        (training, "training episode", "blew up"),
+        (evaluation, "evaluation episode", "blew up"),
+        (failed, "adaptation", "failed"),
     )
-    return ", ".join(f"{count:,.0f} {what}" for count, what in parts if count)
+    return ", ".join(
+        f"{count:,.0f} {what}{'' if count == 1 else 's'} {did}"
+        for count, what, did in parts
+        if count
+    )
 
 
 def warn_of_troubles(
@@ -174,3 +177,74 @@ def warn_if_reuse_is_off(zero_shares: Iterable[float | None]) -> None:
             f"note: {zero_share:.0%} of the importance weights are zero: adaptation reused next"
             " to no replay (see adapt/beta_* in metrics.jsonl)"
         )
+
+
+def columns(stages: Iterable[str]) -> list[str]:
+    """Returns how the stages of `Program.stages` are called in a table."""
+    return [_STAGES.get(stage, stage.removeprefix("return_")) for stage in stages]
+
+
+def header(program: Program, folder: Path, steps: int) -> None:
+    """Prints what is about to run, with the memory of replay and the update-to-data ratio."""
+    config = program.config
+    device = jax.devices()[0]
+    transitions = config.seeds * config.collect.rows * config.slots_per_row
+    replay = memory.size(program.shapes.memory.data)
+    console.print(config.task, style="bold", end="")
+    console.print(
+        f" · {config.profile} · backend {config.backend}"
+        f" · {device.platform} {device.device_kind} x{jax.device_count()}"
+        f" · JAX {jax.__version__}\n"
+        f"seeds {config.seed}..{config.seed + config.seeds - 1}"
+        f" · {config.tasks.train} training and {config.tasks.held_out} held-out tasks"
+        f" · {config.collect.rows} rows x {config.collect.unroll} steps a round\n"
+        f"replay {memory.human_bytes(replay)} for {transitions:,} transitions"
+        f" ({replay / transitions:.0f} bytes each)"
+        f" · {config.update_to_data:g} updates per environment step\n"
+        f"{f'going on at {steps:,} steps, ' if steps else ''}writing to {folder}",
+        soft_wrap=True,
+    )
+
+
+def report(program: Program, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the returns of a run: untrained, before adaptation, after each of its stages.
+
+    Args:
+        program: what was trained.
+        rows: the whole of metrics.jsonl.
+    """
+    config = program.config
+    measured = [row for row in rows if "eval/return_pre" in row]  # not all of warm-up is
+    first, last = measured[: config.seeds], measured[-config.seeds :]
+
+    def cells(name: str, pick: Any = lambda x: x) -> list[str]:
+        """One stage after the other, of a metric that `pick` makes a number."""
+        untrained = [pick(row[f"{name}/return_pre"]) for row in first]
+        stages = [[pick(row[f"{name}/{stage}"]) for row in last] for stage in program.stages]
+        return [mean_and_spread(values) for values in (untrained, *stages)]
+
+    shown = [("mean", cells("eval"))]
+    names = task_names(program.env, program.held_out)
+    for k, name in enumerate(names if len(names) <= 4 else []):
+        shown.append((name, cells("tasks", lambda x, k=k: x[k])))
+    worst = mean_and_spread([row[f"eval/{program.stages[-1]}_p20"] for row in last])
+    shown.append(("worst fifth", [""] * len(program.stages) + [worst]))
+    table(
+        f"return on {config.tasks.held_out} held-out tasks after {last[0]['env_steps']:,} steps"
+        + (f", mean ± std over {config.seeds} seeds" if config.seeds > 1 else ""),
+        ["untrained", *columns(program.stages)],
+        shown,
+    )
+    warn_if_reuse_is_off([row.get("adapt/beta_zero_share") for row in last])
+    training, evaluation, failed = (
+        sum(row[name] for row in among)
+        for name, among in zip(TROUBLES, (rows, last, measured), strict=True)
+    )
+    of_tasks = [row["tasks/failed"] for row in measured]
+    warn_of_troubles(training, evaluation, failed, of_tasks, names, program.env)
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Returns `12.3`, or `12.3 ± 4.5` for the values of several seeds."""
+    mean = f"{np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.1f}"

@@ -14,9 +14,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from experiments.presets import RunConfig
-from experiments.run import seeds
-from jmql.config import ConfigError
+from experiments.config import RunConfig, all_seeds
+from jmql.settings import ConfigError
 
 log = logging.getLogger("jmql")
 
@@ -112,7 +111,7 @@ class Tracker:
         drop_rows(folder, steps)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self.exit_code = 0  # for W&B, which shows another code as a failed run
-        self._seeds = seeds(config)
+        self._seeds = all_seeds(config)
         self._runs: list[Any] = []
         mode = wandb_mode(config.tracking.wandb, os.environ)
         self.wandb = mode

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmql import checkpoint
-from jmql.checkpoint import Checkpoints, Mismatch, Unreadable
+from experiments import checkpoint
+from experiments.checkpoint import Checkpoints, Mismatch, Unreadable
 
 # Torn files leave coroutines of orbax unfinished, which their end complains of.
 TORN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -213,13 +213,13 @@ def test_a_full_disk_leaves_the_terminal_to_the_error(tmp_path):
     code = f"""
 import resource, time, numpy as np
 from pathlib import Path
-from experiments import cli, run
-from experiments.presets import RunFailed
-from jmql.checkpoint import Checkpoints
+from experiments import cli, guard
+from experiments.config import RunFailed
+from experiments.checkpoint import Checkpoints
 cli._quiet()
 folder, random = Path({str(tmp_path)!r}), np.random.default_rng(0)
 try:
-    with run.logged(folder), Checkpoints(folder / "checkpoints", {{}}) as files:
+    with guard.logged(folder), Checkpoints(folder / "checkpoints", {{}}) as files:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         files.save(1, {{str(i): random.normal(size=20_000 * (1 + i)) for i in range(20)}})
         try:
@@ -243,7 +243,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from experiments import tracking
-from jmql.checkpoint import Checkpoints
+from experiments.checkpoint import Checkpoints
 from tests.test_checkpoint import IDENTITY, like, state
 import json, os
 folder = Path(sys.argv[1])
@@ -297,7 +297,7 @@ def test_memory_for_a_save_is_one_more_copy(tmp_path):
     code = f"""
 import resource, jax, jax.numpy as jnp
 from pathlib import Path
-from jmql.checkpoint import Checkpoints
+from experiments.checkpoint import Checkpoints
 x = {{"x": jnp.zeros(50_000_000)}}
 jax.block_until_ready(x)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # MB

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cli, evaluate, run, tracking, train
-from experiments.presets import RunConfig, RunFailed
+from experiments import cli, evaluate, guard, loop, memory, program, run, tracking, train
+from experiments.config import CheckpointConfig, RunConfig, RunFailed, TrackingConfig
 from experiments.stop import Stop
-from jmql.config import ConfigError
+from jmql.settings import ConfigError
 from tests import tiny
 from tests.test_checkpoint import TORN
 from tests.test_cli import SMALL, command
@@ -110,6 +111,32 @@ def test_a_signal_saves_and_the_run_resumes_bit_for_bit(cwd, straight):
     assert rows(folder) == straight
 
 
+def test_the_same_command_again_goes_on(cwd, straight):
+    """Which is what exit code 33 promises, where the run has a name."""
+    named = (*TRAIN, "--run-id", "a.name")
+    process = start(cwd, *named)
+    wait_for(process, "600/6,000")
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 33
+    done = command(*named, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "going on at" in done.stdout
+    folder = cwd / "runs" / "point_goal" / "a.name"
+    assert rows(folder) == straight
+    # What it learns under cannot become another.
+    done = command(*named, "--td3.tau", "0.1", cwd=cwd)
+    assert done.returncode == 2
+    assert "td3.tau is 0.005 in runs/point_goal/a.name and cannot become 0.1" in done.stderr
+    # A process that died while it made the directory is no reason to refuse the name.
+    (folder / "config.json").unlink()
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "metrics.jsonl").unlink()
+    short = ("--train.env-steps", "400")
+    assert command(*named, *short, cwd=cwd).returncode == 0
+    assert tracking.read(folder)[-1]["env_steps"] == 400
+
+
 def test_a_second_ctrl_c_exits_at_once(cwd):
     endless = ("--train.rounds-per-cycle", "1000000", "--train.env-steps", "200000000")
     process = start(cwd, *TRAIN, "--runs", "twice", *endless)
@@ -185,7 +212,10 @@ def test_a_reader_that_goes_away_does_not_end_the_run(cwd):
 
 
 DAMAGED = {
-    "metrics.jsonl is missing": "metrics.jsonl has no rows of seeds 0 to 1, although the run is at",
+    "metrics.jsonl is missing": "metrics.jsonl does not begin and end with rows of seeds 0 to 1",
+    "the last line is missing": "metrics.jsonl does not begin and end with rows of seeds 0 to 1",
+    "tasks.npz is empty": "tasks.npz is not what a run has written",
+    "a value in config.json": "config.json is not what a run has written: td3.batch_size is -5",
     "a line of metrics.jsonl": "line 3 of {}/metrics.jsonl is damaged",
     "a type in config.json": "config.json is not what a run has written: td3.batch_size is '16'",
     "a name in config.json": "config.json is not what a run has written: there is no setting td3.x",
@@ -204,11 +234,21 @@ def test_a_damaged_run_directory_is_one_line(damage, cwd, straight, tmp_path, mo
     elif damage == "a line of metrics.jsonl":
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
         (folder / "metrics.jsonl").write_text("".join([*lines[:2], lines[2][9:], *lines[3:]]))
+    elif damage == "the last line is missing":
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    elif damage == "tasks.npz is empty":
+        (folder / "tasks.npz").write_bytes(b"")
     elif damage == "counts in tasks.npz":
-        np.savez(folder / "tasks.npz", **{"train/goal": np.zeros((3, 2)), "held_out/goal": 0})
+        goal = np.zeros((3, 2), np.float32)
+        np.savez(folder / "tasks.npz", **{"train/goal": goal, "held_out/goal": goal})
     else:
-        change = {"batch_size": "16"} if "type" in damage else {"x": 1}
-        record["config"]["td3"] |= change
+        changes = {
+            "a type": {"batch_size": "16"},
+            "a value": {"batch_size": -5},
+            "a name": {"x": 1},
+        }
+        record["config"]["td3"] |= changes[damage.partition(" in ")[0]]
         (folder / "config.json").write_text(json.dumps(record))
     monkeypatch.setattr(cli, "_quiet", lambda: None)
     with pytest.raises(SystemExit) as exit:
@@ -217,6 +257,54 @@ def test_a_damaged_run_directory_is_one_line(damage, cwd, straight, tmp_path, mo
     assert exit.value.code == 2
     assert len(error.splitlines()) == 1
     assert DAMAGED[damage].replace("{}", str(folder)) in error
+
+
+def test_a_program_that_does_not_fit_is_refused_after_it_is_compiled(tmp_path, monkeypatch):
+    """What it takes only the compiler knows. Nothing is left of a run that was new."""
+    config = dataclasses.replace(tiny.CONFIG, runs=str(tmp_path))
+    monkeypatch.setattr(memory, "of_program", lambda compiled: 10**15)
+    monkeypatch.setattr(train, "compiled", lambda program: (None, 0.0))
+    with pytest.raises(
+        ConfigError, match=r"a cycle of this run .* needs 1,000,000.0 GB of memory and .* free"
+    ):
+        train.train(config, Stop())
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_memory_of_a_program_is_what_it_computes_with():
+    def spread(x):
+        return jnp.sort(jnp.outer(x, x), axis=None)[:1]
+
+    x = jax.ShapeDtypeStruct((2000,), jnp.float32)
+    compiled = jax.jit(spread).lower(x).compile()
+    assert 16e6 <= memory.of_program(compiled) < 200e6
+    assert 10**6 < memory.there_is() < 2**60
+
+
+def test_a_replay_that_takes_all_that_is_left_to_fill_is_refused(tmp_path):
+    program_ = tiny.build()
+    state = jax.jit(program_.init)(program_.keys)
+    train.refuse_endless_refill(program_, state)  # 2 of 6 rounds
+    with pytest.raises(ConfigError, match=r"2 rounds are left, and the replay, .* takes 2 to fill"):
+        train.refuse_endless_refill(program_, state.replace(rounds=state.rounds + 4))
+
+
+def test_an_output_that_is_closed_is_no_reason_to_stop(cwd):
+    """As `>&-` does."""
+    words = [sys.executable, "-m", "experiments.cli", "train", "--help"]
+    shell = " ".join(map(shlex.quote, words)) + " >&-"
+    done = subprocess.run(
+        shell, shell=True, cwd=cwd, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_of_runs_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere" / "else")
+    config = dataclasses.replace(tiny.CONFIG, runs=str(tmp_path / "runs"))
+    with pytest.raises(RunFailed, match="no run directory can be made in"):
+        run.create(tiny.build(config))
 
 
 def test_what_cannot_be_written_is_one_line_and_the_numbers_are_shown(cwd, straight, tmp_path):
@@ -233,7 +321,7 @@ def test_what_cannot_be_written_is_one_line_and_the_numbers_are_shown(cwd, strai
     assert "evaluations.jsonl cannot be written" in line
     assert "the traceback is lost" in line
     with pytest.raises(RunFailed, match="cannot be written to: "):
-        run.refuse_unwritable(folder / "config.json")
+        guard.refuse_unwritable(folder / "config.json")
 
 
 def test_what_cannot_change_is_refused(cwd, straight, monkeypatch, capsys):
@@ -300,12 +388,12 @@ def test_results_without_a_checkpoint_are_not_thrown_away(tmp_path):
 
 def test_two_processes_cannot_train_in_one_directory(tmp_path):
     with (
-        run.locked(tmp_path),
+        guard.locked(tmp_path),
         pytest.raises(ConfigError, match="another process"),
-        run.locked(tmp_path),
+        guard.locked(tmp_path),
     ):
         pass
-    with run.locked(tmp_path):  # and the lock is gone with its holder
+    with guard.locked(tmp_path):  # and the lock is gone with its holder
         pass
 
 
@@ -336,7 +424,7 @@ def test_rows_past_the_step_and_a_torn_line_are_dropped(tmp_path):
 @pytest.mark.parametrize("name", ["train/critic_loss", "train/weight_norm"])
 def test_learning_that_is_not_finite_ends_the_run_unlogged(name, tmp_path, monkeypatch):
     config = dataclasses.replace(tiny.CONFIG, runs=str(tmp_path), seed=0, seeds=2)
-    config = dataclasses.replace(config, tracking=run.presets.TrackingConfig(wandb="disabled"))
+    config = dataclasses.replace(config, tracking=TrackingConfig(wandb="disabled"))
     built = tiny.build(config)
     calls = []
 
@@ -348,8 +436,9 @@ def test_learning_that_is_not_finite_ends_the_run_unlogged(name, tmp_path, monke
             found[name] = np.array([0.0, np.inf])
         return state, *tiny.measured(2 * len(calls), 2, **found)
 
-    monkeypatch.setattr(train, "compiled", lambda setup: (cycle, 0.0))
-    monkeypatch.setattr(run, "setup", lambda config: built)
+    monkeypatch.setattr(train, "compiled", lambda program: (cycle, 0.0))
+    monkeypatch.setattr(memory, "of_program", lambda compiled: 0)
+    monkeypatch.setattr(train, "build", lambda config: built)
     with pytest.raises(RunFailed, match=f"{name} of seed 1 is not finite") as error:
         train.train(config, Stop())
     (folder,) = tmp_path.glob("point_goal/*")
@@ -362,10 +451,10 @@ def test_without_its_replay_a_run_fills_it_anew(tmp_path):
     config = dataclasses.replace(
         tiny.CONFIG,
         runs=str(tmp_path),
-        tracking=run.presets.TrackingConfig(wandb="disabled"),
-        checkpoint=run.presets.CheckpointConfig(replay=False),
+        tracking=TrackingConfig(wandb="disabled"),
+        checkpoint=CheckpointConfig(replay=False),
     )
-    setup = run.setup(config)
+    setup = program.build(config)
     folder = run.create(setup)
     state = jax.jit(setup.init)(setup.keys)
     state = state.replace(
@@ -390,10 +479,10 @@ def test_without_its_replay_a_run_fills_it_anew(tmp_path):
 
     longer = dataclasses.replace(setup, config=tiny.changed(train={"env_steps": 400}))
     with Stop() as stop:
-        train.loop(longer, cycle, back, Rows(), lambda *_: None, stop, 0.0)
+        loop.loop(longer, cycle, back, Rows(), lambda *_: None, stop, 0.0)
     assert calls == [(2, True), (2, False), (2, False)]
     with pytest.raises(ConfigError, match="without its replay"):
-        evaluate.evaluate(folder, 3, 0)
+        evaluate.evaluate(folder, config, 3, 0)
 
 
 def test_saving_by_the_clock(tmp_path):
@@ -407,7 +496,7 @@ def test_saving_by_the_clock(tmp_path):
 
     for minutes, expected in ((1e9, [1, 4]), (0.0, [1, 2, 3, 4])):
         saves.clear()
-        config = RunConfig(checkpoint=run.presets.CheckpointConfig(minutes=minutes))
+        config = RunConfig(checkpoint=CheckpointConfig(minutes=minutes))
         save = train.saver(tmp_path, config, Files())
         for step, now in ((1, True), (2, False), (3, False), (4, True)):
             save(None, step, now)

@@ -19,13 +19,13 @@ import dataclasses, os, sys, time
 from pathlib import Path
 from experiments.presets import preset
 from experiments.tracking import Tracker
-from experiments import cli, run
+from experiments import cli, guard, run
 cli._quiet()
 config = dataclasses.replace(preset("point_goal", "quick"), seed=5, seeds=2)
 folder = Path(os.environ.get("FOLDER", "runs/point_goal/ID"))
 folder.mkdir(parents=True, exist_ok=True)
 record = run.describe(config)
-with run.logged(folder):
+with guard.logged(folder):
     begun = time.monotonic()
     with Tracker(folder, config, record, int(sys.argv[1])) as tracker:
         started = time.monotonic()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+import zlib
 from pathlib import Path
 
 import chex
@@ -11,18 +13,19 @@ import numpy as np
 import pytest
 
 from envs.point import PointGoal
-from experiments import train as host
-from experiments.presets import RunConfig
-from experiments.run import Setup, setup
+from experiments import checkpoint
+from experiments import loop as host
+from experiments.config import RunConfig
+from experiments.program import Program, build
 from experiments.stop import Stop
-from jmql import checkpoint, train
+from jmql import train
 from tests import tiny
 
 TRUE, FALSE = jnp.array(True), jnp.array(False)
 
 
 @pytest.fixture(scope="module")
-def built() -> Setup:
+def built() -> Program:
     return tiny.build()
 
 
@@ -30,7 +33,7 @@ TRACES = []
 
 
 @pytest.fixture(scope="module")
-def cycle(built: Setup):
+def cycle(built: Program):
     def counted(state, rounds, warmup, measured):
         TRACES.append(rounds)
         return built.cycle(state, rounds, warmup, measured)
@@ -164,7 +167,7 @@ def test_the_policy_delay_is_counted_over_the_life_of_a_learner():
         @jax.jit
         def epoch(state, rounds, built=built):
             none = jnp.int32(0)
-            return train.epoch(built.config, built.env, built.networks, state, rounds, FALSE, none)
+            return train.epoch(built.config, built.env, built.learner, state, rounds, FALSE, none)
 
         state, metrics = epoch(tiny.filled(built), jnp.int32(rounds))
         steps = {name: state.agent.opt_state[name][0].count for name in ("actor", "critic")}
@@ -174,9 +177,15 @@ def test_the_policy_delay_is_counted_over_the_life_of_a_learner():
 
 def test_the_delayed_steps_stay_a_branch_for_all_seeds(built):
     """A condition that depends on the seed would be computed on both sides, at every update."""
-    jaxpr = jax.make_jaxpr(built.cycle)(built.shapes, jnp.int32(1), FALSE, TRUE)
-    # Of meta-training and the two steps of adaptation; adaptation itself; and the evaluation.
-    assert str(jaxpr).count("cond[") == 5
+    learner, config = built.learner, built.config
+
+    def learn(agent, memory):
+        over_seeds = jax.vmap(learner.learn, in_axes=(0, 0, None, None, None))
+        return over_seeds(agent, memory, jax.random.key(0), TRUE, jnp.int32(0))
+
+    jaxpr = jax.make_jaxpr(learn)(built.shapes.agent, built.shapes.memory)
+    assert config.td3.policy_delay > 1
+    assert str(jaxpr).count("cond[") == 1
 
 
 def test_no_two_purposes_share_a_key():
@@ -194,6 +203,18 @@ def test_no_two_purposes_share_a_key():
     drawn += list(starts.T)
     correlation = np.corrcoef(np.stack(drawn)) - np.eye(len(drawn))
     assert np.abs(correlation).max() < 0.5
+    # Nor do the purposes that one key serves anywhere: each has a number of its own, and none is
+    # so small that `split` would give it too.
+    found = [
+        purpose
+        for room in ("jmql", "experiments")
+        for path in (Path(__file__).parents[1] / room).rglob("*.py")
+        for purpose in re.findall(r'derive\([^()]*(?:\(\))?, "([^"]+)"\)', path.read_text())
+    ]
+    assert len(found) >= 12
+    numbers = {zlib.crc32(purpose.encode()) for purpose in found}
+    assert len(numbers) == len(set(found))
+    assert min(numbers) > 10**6
 
 
 def test_seed_of_many_equals_a_lone_run(cycle):
@@ -239,7 +260,7 @@ def test_splits_and_ranges_set_what_tasks_are_drawn_from():
             collect={"rows": 64, "replay_capacity": 6400, "warmup_steps": 640},
             train={"env_steps": 1280},
         )
-        built = setup(dataclasses.replace(config, split=split))
+        built = build(dataclasses.replace(config, split=split))
         goals = (built.train_tasks["goal"], built.held_out["goal"])
         return [np.arctan2(goal[:, 1], goal[:, 0]) / np.pi for goal in goals]
 
@@ -296,7 +317,7 @@ def test_warm_up_in_several_cycles_is_evaluated_once(built):
 
     class Rows:
         def log(self, rows):
-            calls.append([row["env_steps"] for row in rows])
+            calls.append(rows[0])
 
     def cycle(state, rounds, warmup, evaluating):
         calls.append((int(rounds), bool(warmup), bool(evaluating)))
@@ -305,13 +326,40 @@ def test_warm_up_in_several_cycles_is_evaluated_once(built):
     state = jax.jit(built.init)(built.keys)
     with Stop() as stop:
         host.loop(short, cycle, state, Rows(), lambda _, *when: saved.append(when), stop, 0.0)
-        assert calls[:4] == [(1, True, False), (1, True, False), (1, True, True), [0]]
-        assert saved[:3] == [(40, False), (80, False), (120, True)]
-        calls.clear()
-        memory = state.memory.replace(size=state.memory.size + 20)
-        going_on = state.replace(rounds=state.rounds + 2, memory=memory)
-        host.loop(short, cycle, going_on, Rows(), lambda *_: None, stop, 0.0)
-        assert calls[:2] == [(1, True, True), [80]]
+    # What fills the replay is a row too, for its blow-ups; only the last has returns.
+    assert calls[:6:2] == [(1, True, False), (1, True, False), (1, True, True)]
+    assert [sorted(x)[:2] for x in calls[1:6:2]] == [
+        ["collect/blew_up", "env_steps"],
+        ["collect/blew_up", "env_steps"],
+        ["adapt/failed", "collect/blew_up"],
+    ]
+    assert saved[:3] == [(40, False), (80, False), (120, True)]
+
+
+def test_a_run_that_is_stopped_in_its_warm_up_goes_on_as_if_nothing_had(built, cycle):
+    config = tiny.changed(train={"rounds_per_cycle": 1, "env_steps": 160})
+    short = dataclasses.replace(built, config=config)
+    kept, rows = [], []
+
+    class Rows:
+        def log(self, new):
+            rows.extend(new)
+
+    def save(state, steps, now):
+        kept.append(jax.tree.map(jnp.copy, state))
+
+    with Stop() as stop:
+        begin = jax.jit(built.init)(built.keys)
+        host.loop(short, cycle, begin, Rows(), save, stop, 0.0)
+        straight, whole = kept[-1], rows.copy()
+        rows.clear()
+        host.loop(short, cycle, kept[0], Rows(), save, stop, 0.0)
+    chex.assert_trees_all_equal(host_values(kept[-1]), host_values(straight))
+    assert [row["env_steps"] for row in whole] == [40, 80, 120, 160]
+    assert [row["env_steps"] for row in rows] == [80, 120, 160]
+    for row, again in zip(whole[1:], rows, strict=True):
+        for name in row.keys() - {"time/env_steps_per_second", "time/updates_per_second"}:
+            np.testing.assert_equal(again[name], row[name])
 
 
 def test_steps_are_counted_beyond_32_bits(built):
@@ -347,7 +395,7 @@ COLLECT = {
 def trained(config: RunConfig):
     """Weights after one round of warm-up and two of learning."""
     built = tiny.build(config)
-    fields = (config, built.env, built.networks)
+    fields = (config, built.env, built.learner)
     one = jax.jit(functools.partial(train.round, *fields))
 
     def rounds(key):

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 import envs
-from experiments.presets import RunConfig
-from experiments.run import Setup, setup
+from experiments import program
+from experiments.config import RunConfig
+from experiments.program import Program
 from jmql.config import (
     AdaptConfig,
     CollectConfig,
@@ -47,23 +48,23 @@ def changed(**components: dict[str, Any]) -> RunConfig:
     )
 
 
-def build(config: RunConfig = CONFIG, episode_length: int = 20) -> Setup:
-    """Returns the set-up of a configuration, with short episodes."""
+def build(config: RunConfig = CONFIG, episode_length: int = 20) -> Program:
+    """Returns the program of a configuration, with short episodes."""
     env = envs.make("point_goal", episode_length=episode_length)
-    return dataclasses.replace(setup(config), env=env)
+    return dataclasses.replace(program.build(config), env=env)
 
 
-def filled(built: Setup) -> Any:
+def filled(built: Program) -> Any:
     """Returns the TrainState [] of the first seed after one round of warm-up."""
     from jmql import train
 
-    config, env, networks = built.config, built.env, built.networks
+    config, env, learner = built.config, built.env, built.learner
 
     @jax.jit
     def fill(key: jax.Array) -> Any:
-        state = train.init(config, env, networks, built.train_tasks, key)
+        state = train.init(config, env, learner, built.train_tasks, key)
         none = jax.numpy.int32(0)
-        return train.round(config, env, networks, state, jax.numpy.array(True), none)[0]
+        return train.round(config, env, learner, state, jax.numpy.array(True), none)[0]
 
     return fill(built.keys[0])
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from experiments.config import RunFailed
 from experiments.figures import families, learning, paths
-from experiments.presets import RunFailed
-from jmql.config import ConfigError
+from jmql.settings import ConfigError
 
 PICTURES = {"learning": learning.draw, "families": families.draw}
 USAGE = f"usage: python -m experiments.figures [{' '.join(PICTURES)}] | paths RUN PICTURE"

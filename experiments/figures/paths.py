@@ -10,20 +10,20 @@ import numpy as np
 
 import envs
 from experiments import run
-from experiments.run import Setup
+from experiments.program import Program
 from jmql import rollout
-from jmql.config import ConfigError
 from jmql.keys import derive
+from jmql.settings import ConfigError
 from jmql.types import Array, Key, Params, Task
 
 
-def walk(setup: Setup, actor_params: Params, key: Key) -> Array:
+def walk(program: Program, actor_params: Params, key: Key) -> Array:
     """Returns where the torso is over episodes of the held-out tasks [K], NaN once one has ended.
 
     [K, config.evaluate.episodes, episode_length, 2] (m).
     """
-    env: Any = setup.env
-    policy = rollout.greedy(setup.networks, actor_params)
+    env: Any = program.env
+    policy = program.learner.greedy(actor_params, jnp.float32(jnp.inf))
 
     def episode(task: Task, key: Key) -> Array:
         start_key, key = jax.random.split(key)
@@ -35,13 +35,13 @@ def walk(setup: Setup, actor_params: Params, key: Key) -> Array:
             place = jnp.where(on, env.torso(row.env_state.physics)[:2], jnp.nan)
             return (row, on & ~(transition.terminated | transition.truncated)), place
 
-        row = rollout.begin(env, start, setup.config.network.history_length)
+        row = rollout.begin(env, start, program.config.network.history_length)
         keys = jax.random.split(key, env.episode_length)
         return jax.lax.scan(step, (row, jnp.ones((), bool)), keys)[1]
 
-    config = setup.config
+    config = program.config
     keys = jax.random.split(key, (config.tasks.held_out, config.evaluate.episodes))
-    return jax.vmap(jax.vmap(episode, in_axes=(None, 0)))(setup.held_out, keys)
+    return jax.vmap(jax.vmap(episode, in_axes=(None, 0)))(program.held_out, keys)
 
 
 def draw(folder: Path, picture: Path) -> None:
@@ -52,23 +52,23 @@ def draw(folder: Path, picture: Path) -> None:
     """
     import matplotlib.pyplot as plt
 
-    setup = run.load(folder, run.read_config(folder))
-    if setup.env.body != "ant":
+    program = run.load(folder, run.read_config(folder))
+    if program.env.body != "ant":
         valid = ", ".join(name for name in envs.FAMILIES if envs.load(name).body == "ant")
-        raise ConfigError(f"{folder} is a run of {setup.config.task}; valid: {valid}")
-    trained = run.trained(folder, setup)
-    untrained = jax.jit(lambda keys: setup.init(keys).agent)(setup.keys)
-    paths = jax.jit(functools.partial(walk, setup))
-    key = derive(setup.keys[0], "picture")
-    steps = int(trained.rounds[0]) * setup.config.steps_per_round
+        raise ConfigError(f"{folder} is a run of {program.config.task}; valid: {valid}")
+    trained = run.trained(folder, program)
+    untrained = jax.jit(lambda keys: program.init(keys).agent)(program.keys)
+    paths = jax.jit(functools.partial(walk, program))
+    key = derive(program.keys[0], "picture")
+    steps = int(trained.rounds[0]) * program.config.steps_per_round
     after = f"after {steps:,} steps, before adaptation"
     agents = {"untrained": untrained, after: trained.agent}
     walked = {
-        name: np.asarray(paths(jax.tree.map(lambda x: x[0], agent.params["actor"]), key))
+        name: np.asarray(paths(jax.tree.map(lambda x: x[0], program.learner.actor(agent)), key))
         for name, agent in agents.items()
     }
     places = np.concatenate([x.reshape(-1, 2) for x in walked.values()])
-    places = np.concatenate([places, setup.held_out.get("goal", places[:1])])
+    places = np.concatenate([places, program.held_out.get("goal", places[:1])])
     low, high = np.nanmin(places, axis=0), np.nanmax(places, axis=0)
     shape = (high[1] - low[1]) / (high[0] - low[0])
     figure, axes = plt.subplots(
@@ -77,15 +77,15 @@ def draw(folder: Path, picture: Path) -> None:
     for axis, (name, tasks) in zip(axes, walked.items(), strict=True):
         colors = plt.get_cmap("turbo")(np.linspace(0.9, 0.1, len(tasks)))
         for i, (color, episodes) in enumerate(zip(colors, tasks, strict=True)):
-            task = jax.tree.map(lambda x, i=i: x[i], setup.held_out)
-            way = setup.env.way(task)
+            task = jax.tree.map(lambda x, i=i: x[i], program.held_out)
+            way = program.env.way(task)
             if "goal" in task:
                 axis.plot(*task["goal"], "*", color=color, markersize=11)
             elif way is not None:
                 arrow = dict(angles="xy", scale_units="xy", scale=4 / (high - low).max())
                 axis.quiver(0, 0, *way, color=color, alpha=0.25, width=0.012, **arrow)
             lines = axis.plot(*episodes.transpose(2, 1, 0), color=color, linewidth=1.0)
-            lines[0].set_label(setup.env.title(task))
+            lines[0].set_label(program.env.title(task))
         axis.plot(0, 0, "o", color="black", markersize=3)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("x (m)", fontsize=8)
@@ -93,6 +93,6 @@ def draw(folder: Path, picture: Path) -> None:
         axis.set_aspect("equal")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("y (m)", fontsize=8)
-    if "angle" in setup.held_out:
+    if "angle" in program.held_out:
         axes[0].legend(fontsize=8, frameon=False, loc="upper left")
     figure.savefig(picture, dpi=120, bbox_inches="tight")

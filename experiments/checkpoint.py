@@ -1,0 +1,211 @@
+"""The whole TrainState on disk, with orbax."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+# Raised with every change of what a checkpoint holds.
+FORMAT = 4
+_KEEP = 3  # the newest, and two to fall back to
+
+
+class Mismatch(ValueError):
+    """A checkpoint of another run; the message names what differs."""
+
+
+class Unreadable(Exception):
+    """Every checkpoint is damaged; the message says how."""
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` found."""
+
+    state: Any
+    step: int
+    damaged: dict[int, str]  # newer checkpoints that could not be read, and why
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background.
+
+    Leaving the context waits for the last save; what went wrong with it only `wait` raises.
+
+    Args:
+        folder: where they are, made if need be.
+        identity: settings by name that a state cannot be restored under other values of.
+        defaults: values of the settings that a checkpoint does not name: it is older than they.
+        read_only: leave everything as it is, for another process may be writing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        defaults: dict[str, Any] | None = None,
+        read_only: bool = False,
+    ):
+        # As read back from JSON, where a tuple is a list.
+        self._identity = json.loads(json.dumps({"format": FORMAT} | identity))
+        self._defaults = json.loads(json.dumps(defaults or {}))
+        self._folder, self._read_only = folder.absolute(), read_only
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else _KEEP,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+            ),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "identity": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        for half_written in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            if not self._read_only:
+                shutil.rmtree(half_written, ignore_errors=True)
+
+    def save(self, step: int, state: Any) -> None:
+        """Begins to write a pytree of arrays, after the one before is complete.
+
+        The state may be donated as soon as this returns: until it is written there is one more
+        copy of it in host memory.
+
+        Raises:
+            OSError, ValueError: this or the save before failed; older checkpoints are untouched.
+            RuntimeError: there is a checkpoint of this step or a later one.
+        """
+        self.wait()
+        state = _plain(state)
+        if jax.default_backend() == "cpu":
+            # There orbax reads the arrays' own memory, and whoever is given it waits for that.
+            state = jax.tree.map(jnp.copy, state)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self._identity)
+        )
+        if not self._manager.save(step, args=args):
+            raise RuntimeError(f"step {step} is not past the newest checkpoint, {self.newest()}")
+
+    def newest(self) -> int | None:
+        """Returns the step of the newest checkpoint that is complete, once the last save is."""
+        with contextlib.suppress(Exception):
+            self.wait()
+        return self._manager.latest_step()
+
+    def check(self) -> None:
+        """Raises what went wrong with a save that has ended; does not wait for one that has not."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def drop(self, steps: Iterable[int]) -> None:
+        """Deletes checkpoints, such as damaged ones: nothing older than the newest can be saved."""
+        for step in steps:
+            self._manager.delete(step)
+
+    def wait(self) -> None:
+        """Waits until the last save is complete.
+
+        Raises:
+            OSError, ValueError: it failed.
+        """
+        self._manager.wait_until_finished()
+
+    def restore(self, like: Any) -> Restored:
+        """Reads the newest checkpoint that is whole.
+
+        Args:
+            like: the pytree that was saved, or its shapes (`jax.eval_shape`).
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            Mismatch: the newest readable one is of another configuration, shape or version.
+            Unreadable: none can be read.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._read(step, like)
+            except Mismatch:
+                raise
+            except Exception as error:  # whatever a torn file makes orbax raise
+                damaged[step] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            else:
+                return Restored(state, step, damaged)
+        if damaged:
+            raise Unreadable("; ".join(f"step {step}: {why}" for step, why in damaged.items()))
+        raise FileNotFoundError("no checkpoint")
+
+    def _read(self, step: int, like: Any) -> Any:
+        identity = self._manager.restore(
+            step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
+        )["identity"]
+        _same(self._identity, self._defaults | identity)
+        # On the device that is here, whatever it was saved from.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+            jax.eval_shape(_plain, like),
+        )
+        saved = self._manager.item_metadata(step)["state"]
+        if saved is None:
+            raise ValueError("the description of the state is missing")
+        _same(_shapes(shapes), _shapes(saved))
+        plain = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+        )["state"]
+        return _whole(like, plain)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(tree: Any) -> Any:
+    """Returns what orbax can write: typed keys as their data, and no arrays without elements."""
+
+    def plain(leaf: Any) -> Any:
+        if not leaf.size:
+            return None
+        return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+    return jax.tree.map(plain, tree)
+
+
+def _whole(like: Any, plain: Any) -> Any:
+    """Returns the tree of which `plain` was made, whose shapes are those of `like`."""
+    stored = iter(jax.tree.leaves(plain))
+
+    def whole(leaf: Any) -> Any:
+        if not leaf.size:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jax.random.wrap_key_data(next(stored)) if _is_key(leaf) else next(stored)
+
+    return jax.tree.map(whole, like)
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Returns shape and type of every leaf by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
+        for path, x in leaves
+    }
+
+
+def _same(here: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in here | saved:
+        if here.get(name) != saved.get(name):
+            raise Mismatch(f"{name} is {saved.get(name)} there and {here.get(name)} here")
