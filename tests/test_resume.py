@@ -60,6 +60,8 @@ def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Where these tests themselves run under nohup, what it ignores would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HOME": str(cwd)},
     )
 
