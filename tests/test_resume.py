@@ -53,17 +53,20 @@ def straight(cwd) -> list[dict]:
 
 def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
     """Starts a command in a process group of its own, as a terminal does."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", *words],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # Where these tests themselves run under nohup, what it ignores would be inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HOME": str(cwd)},
-    )
+    # Where these tests themselves run under nohup, what it ignores would be inherited.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.cli", *words],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HOME": str(cwd)},
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:
