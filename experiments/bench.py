@@ -55,6 +55,11 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is not what a benchmark has written; move it away") from None
 
+    # Before anything is measured: a family that does not fit is refused here.
+    replay_bytes = {
+        task: bytes_per_transition(build(_paper(task))) for task in presets.tasks("paper")
+    }
+
     def add(part: str, what: str, size: str, measured: dict[str, Any]) -> None:
         results.append({"part": part, "what": what, "size": size} | measured | source)
         speed = f"{measured['per_second']:,.1f} {_UNITS[part]}/s" if part in _UNITS else ""
@@ -86,9 +91,6 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
             config = presets.preset(task, profile)
             measured = {"compile_seconds": compile_seconds(build(config))}
             add("cycle", f"{task} {config.backend}", profile, measured)
-    replay_bytes = {
-        task: bytes_per_transition(build(_paper(task))) for task in presets.tasks("paper")
-    }
     for task, size in replay_bytes.items():
         console.print(f"replay {task}: {size:.0f} bytes per transition")
 
