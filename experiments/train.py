@@ -34,18 +34,8 @@ def train(config: RunConfig, stop: Stop) -> int:
         ConfigError: the configuration cannot work; nothing has been written.
         RunFailed: anything else that ends the run early.
     """
-    program, folder, new = opened(config)
+    program, folder = opened(config)
     stop.again = f"make train RESUME={shlex.quote(str(folder))}"
-    try:
-        return in_folder(program, folder, stop)
-    except ConfigError:
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def in_folder(program: Program, folder: Path, stop: Stop) -> int:
-    """Trains what a run directory lacks and prints what came of it; returns the exit code."""
     with (
         guard.locked(folder),
         guard.logged(folder),
@@ -79,8 +69,8 @@ def in_folder(program: Program, folder: Path, stop: Stop) -> int:
     return 0
 
 
-def opened(config: RunConfig) -> tuple[Program, Path, bool]:
-    """Returns the program and the directory of a run, and whether it is a new one.
+def opened(config: RunConfig) -> tuple[Program, Path]:
+    """Returns the program and the directory of a run: one that goes on, or a new one.
 
     Raises:
         ConfigError: the configuration cannot work, or would learn under something else.
@@ -90,11 +80,11 @@ def opened(config: RunConfig) -> tuple[Program, Path, bool]:
     folder = Path(config.resume) if config.resume else named
     if folder is None or (not config.resume and not run.exists(folder)):
         program = build(config)
-        return program, run.create(program), True
+        return program, run.create(program)
     refuse_other(config, run.read_config(folder), folder)
     program = run.load(folder, dataclasses.replace(config, resume=""))
     guard.refuse_unwritable(folder)
-    return program, folder, False
+    return program, folder
 
 
 def go_on(
@@ -106,11 +96,16 @@ def go_on(
     record = run.write_record(folder, config)
     cycle, compile_seconds = stop.wait(compiled, program)
     saving = memory.size(run.saved(config, program.shapes)) if jax.default_backend() == "cpu" else 0
-    memory.refuse_too_much(
-        "beside its state, a cycle of this run (td3.batch_size, adapt.batch_multiple,"
-        " tasks.held_out, network.hidden_sizes and seeds make it)",
-        memory.of_program(cycle) + saving,
-    )
+    try:
+        memory.refuse_too_much(
+            "beside its state, a cycle of this run (td3.batch_size, adapt.batch_multiple,"
+            " tasks.held_out, network.hidden_sizes and seeds make it)",
+            memory.of_program(cycle) + saving,
+        )
+    except ConfigError:
+        if checkpoints.newest() is None:  # the lock is ours, and nothing has been learned here
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     steps = int(state.rounds[0]) * config.steps_per_round
     with Tracker(folder, config, record, steps) as tracker:
         save = saver(folder, config, checkpoints)
