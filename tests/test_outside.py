@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.test_cli import SMALL, command
 
-PAGE = Path(__file__).parents[1] / "docs" / "add_a_family.md"
+PAGE = Path(__file__).parents[1] / "docs/add_a_family.md"
 
 
 def test_a_family_from_outside_works_as_a_built_in_one_does(tmp_path):
