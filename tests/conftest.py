@@ -8,13 +8,15 @@ import os
 from collections.abc import Iterator
 
 # Before the first import of jax. What shards over devices must be seen to do so; and tests are
-# compilation for the most part, which takes half the time without LLVM's optimisations.
+# compilation for the most part, which takes half the time without LLVM's optimisations, and half of
+# that without XLA's own fusion emitters.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=2",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
     ]
 )
 

@@ -27,7 +27,7 @@ from tests.test_checkpoint import TORN
 from tests.test_cli import SMALL, command
 
 # Long enough to be caught in the middle.
-LONG = [*SMALL, "--train.env-steps", "6000", "--train.updates-per-round", "400"]
+LONG = [*SMALL, "--train.env-steps", "3000", "--train.updates-per-round", "400"]
 LONG += ["--tracking.wandb", "disabled"]
 TRAIN = ["train", "--task", "point_goal", "--seeds", "2", *LONG]
 
@@ -79,7 +79,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
 def test_a_killed_run_resumes_bit_for_bit(cwd, straight):
     """The only checkpoint is that of warm-up; rows of later cycles were written, and are redone."""
     process = start(cwd, *TRAIN, "--runs", "killed", "--checkpoint.minutes", "60")
-    wait_for(process, "1,000/6,000")
+    wait_for(process, "1,000/3,000")
     process.kill()
     process.communicate()
     (folder,) = cwd.glob("killed/point_goal/*")
@@ -93,8 +93,8 @@ def test_a_killed_run_resumes_bit_for_bit(cwd, straight):
 
 
 def test_a_signal_saves_and_the_run_resumes_bit_for_bit(cwd, straight):
-    process = start(cwd, *TRAIN, "--runs", "stopped", "--train.env-steps", "3800")
-    wait_for(process, "600/3,800")
+    process = start(cwd, *TRAIN, "--runs", "stopped", "--train.env-steps", "2200")
+    wait_for(process, "600/2,200")
     (folder,) = cwd.glob("stopped/point_goal/*")
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[0]
@@ -111,7 +111,7 @@ def test_a_signal_saves_and_the_run_resumes_bit_for_bit(cwd, straight):
     process.communicate()
     assert process.returncode == 33
     # To the end, which may be a later one than it was.
-    longer = ("--train.env-steps", "6000")
+    longer = ("--train.env-steps", "3000")
     assert command("train", "--resume", str(where), *longer, cwd=cwd).returncode == 0
     assert rows(folder) == straight
 
@@ -120,7 +120,7 @@ def test_the_same_command_again_goes_on(cwd, straight):
     """Which is what exit code 33 promises, where the run has a name."""
     named = (*TRAIN, "--run-id", "a.name")
     process = start(cwd, *named)
-    wait_for(process, "600/6,000")
+    wait_for(process, "600/3,000")
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate()
     assert process.returncode == 33
@@ -206,12 +206,12 @@ def test_what_nohup_ignores_stays_ignored():
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(cwd):
-    process = start(cwd, *TRAIN, "--runs", "unread", "--train.env-steps", "3800")
+    process = start(cwd, *TRAIN, "--runs", "unread", "--train.env-steps", "2200")
     wait_for(process, "writing to")
     process.stdout.close()
     assert process.wait() == 0
     (folder,) = cwd.glob("unread/point_goal/*")
-    assert tracking.read(folder)[-1]["env_steps"] == 3800
+    assert tracking.read(folder)[-1]["env_steps"] == 2200
     assert "<stdout> is gone" in (folder / "log.txt").read_text()
 
 
@@ -362,14 +362,14 @@ def test_damaged_checkpoints(cwd, straight):
     setup = run.load(folder, run.read_config(folder))
     with run.checkpoints(folder, setup.config, read_only=True) as files:
         state, damaged = run.restore(folder, setup, files)  # and saved again
-    assert state.rounds[0] == 6000 // 200
+    assert state.rounds[0] == 3000 // 200
     assert damaged == []
     for path in (folder / "checkpoints").iterdir():
         (path / "state" / "_METADATA").write_text("{")
     before = len(list((folder / "checkpoints").rglob("*")))
     with (
         run.checkpoints(folder, setup.config) as files,
-        pytest.raises(RunFailed, match="can be read: step 6000"),
+        pytest.raises(RunFailed, match="can be read: step 3000"),
     ):
         run.restore(folder, setup, files)
     assert len(list((folder / "checkpoints").rglob("*"))) == before
