@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, damaged ones passed over, others refused by name."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -209,7 +210,9 @@ with Checkpoints(Path({str(saved)!r}), IDENTITY) as files:
 
 
 def test_a_full_disk_leaves_the_terminal_to_the_error(tmp_path):
-    """Orbax closes its event loop at the first array that fails, which the others then call."""
+    """Orbax closes its event loop at the first array that fails, which the others then call: most
+    of the time its complaint has no caller.
+    """
     code = f"""
 import resource, time, numpy as np
 from pathlib import Path
@@ -235,7 +238,7 @@ except RunFailed as error:
     )  # fmt: skip
     assert done.stdout.startswith("refused"), done.stderr
     assert done.stderr == ""
-    assert "Event loop is closed" in (tmp_path / "log.txt").read_text()
+    assert re.search("Event loop is closed|File too large", (tmp_path / "log.txt").read_text())
 
 
 WRITER = """
