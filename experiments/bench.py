@@ -14,13 +14,14 @@ import numpy as np
 import envs
 from experiments import guard, memory, presets, run
 from experiments.config import RunConfig
-from experiments.program import Program, build
+from experiments.program import EQUAL, SHARED, Program, build, each
 from experiments.terminal import console
-from jmql import evaluate, rollout
+from jmql import evaluate, mesh, rollout
 from jmql.settings import ConfigError
+from jmql.train import TrainState
 from jmql.types import Key
 
-_LEARNER_TASKS = ("cheetah_dir", "ant_dir")
+_COLLECTION_TASKS = ("cheetah_dir", "ant_dir")
 _UNITS = {"learner": "updates", "adaptation": "tasks"}
 _UNITS |= {"collection": "env steps", "physics": "env steps"}
 _ROWS = (1, 8, 64, 512, 4096)
@@ -46,7 +47,7 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
     guard.refuse_unwritable(out)
     cast(Any, jax.config).update("jax_enable_compilation_cache", False)  # compiling is measured
     results: list[dict[str, Any]] = []
-    record = run.describe(_paper("cheetah_dir"))
+    record = run.describe(paper("cheetah_dir"))
     source = {"git_commit": record["git_commit"], "repeats": repeats}
     device = record["platform"] + "-" + record["device"].replace(" ", "-").lower()
     path = out / f"bench-{device}.json"
@@ -57,26 +58,30 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
 
     # Before anything is measured: a family that does not fit is refused here.
     replay_bytes = {
-        task: bytes_per_transition(build(_paper(task))) for task in presets.tasks("paper")
+        task: bytes_per_transition(build(paper(task))) for task in presets.tasks("paper")
     }
 
     def add(part: str, what: str, size: str, measured: dict[str, Any]) -> None:
         results.append({"part": part, "what": what, "size": size} | measured | source)
         speed = f"{measured['per_second']:,.1f} {_UNITS[part]}/s" if part in _UNITS else ""
+        speed += f" on {measured['devices']}" if speed else ""
         compiling = f"compile {measured['compile_seconds']:.1f} s"
-        console.print(f"{part:<11}{what:<28}{size:>10}  {speed:>22}  {compiling}", soft_wrap=True)
+        console.print(f"{part:<11}{what:<28}{size:>10}  {speed:>27}  {compiling}", soft_wrap=True)
 
-    for task in _LEARNER_TASKS if "learner" in parts else ():
-        add("learner", task, "batch 256", learner(build(_paper(task)), repeats))
-    for task in _LEARNER_TASKS if "collection" in parts else ():
+    for task in presets.tasks("paper") if "learner" in parts else ():
+        for program in alone_and_together(paper(task)):
+            add("learner", task, "batch 256", learner(program, repeats))
+    for task in _COLLECTION_TASKS if "collection" in parts else ():
         for rows in _ROWS:
-            measured = collection(build(_rows(presets.preset(task, "quick"), rows)), repeats)
-            add("collection", f"{task} spring", f"{rows} rows", measured)
+            for program in alone_and_together(_rows(presets.preset(task, "quick"), rows)):
+                measured = collection(program, repeats)
+                add("collection", f"{task} spring", f"{rows} rows", measured)
     for count in _TASKS if "adaptation" in parts else ():
         config = presets.preset("point_goal", "quick")
         tasks = dataclasses.replace(config.tasks, held_out=count)
-        measured = adaptation(build(dataclasses.replace(config, tasks=tasks)), repeats)
-        add("adaptation", "point_goal", f"{count} tasks", measured)
+        for program in alone_and_together(dataclasses.replace(config, tasks=tasks)):
+            measured = adaptation(program, repeats)
+            add("adaptation", "point_goal", f"{count} tasks", measured)
     # On CPU more rows take longer and tell nothing new.
     physics_rows = (64,) if jax.default_backend() == "cpu" else (64, 512, 4096)
     for task in _bodies() if "physics" in parts else ():
@@ -84,8 +89,9 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
             config = presets.preset(task, presets.profiles(task)[0])
             config = dataclasses.replace(config, backend=backend)
             for rows in physics_rows:
-                measured = collection(build(_rows(config, rows)), repeats)
-                add("physics", f"{task} {backend}", f"{rows} rows", measured)
+                for program in alone_and_together(_rows(config, rows)):
+                    measured = collection(program, repeats)
+                    add("physics", f"{task} {backend}", f"{rows} rows", measured)
     for task in envs.FAMILIES if "cycle" in parts else ():
         for profile in presets.profiles(task):
             config = presets.preset(task, profile)
@@ -108,47 +114,42 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
 
 def learner(program: Program, repeats: int) -> dict[str, Any]:
     """Critic steps a second, drawing from a full replay included, at the configured sizes."""
-    state = jax.jit(program.init)(program.keys)
-    state = jax.tree.map(lambda x: x[0], state)
-    memory = state.memory.replace(size=jnp.int32(program.config.slots_per_row))
 
-    def updates(agent: Any, memory: Any, key: Key) -> Any:
-        return program.learner.learn(agent, memory, key, jnp.ones((), bool), jnp.int32(0))
+    def updates(state: TrainState, key: Key) -> Any:
+        flag, none = jnp.ones((), bool), jnp.int32(0)
+        return program.learner.learn(state.agent, state.memory, key, flag, none)
 
-    count = program.config.train.updates_per_round
-    return measure(updates, (state.agent, memory, jax.random.key(0)), count, repeats)
+    return measure(program, updates, EQUAL, program.config.train.updates_per_round, repeats)
 
 
 def collection(program: Program, repeats: int) -> dict[str, Any]:
     """Environment steps a second with the policy and its context in the loop."""
-    config, env, learner = program.config, program.env, program.learner
-    state = jax.jit(program.init)(program.keys)
-    state = jax.tree.map(lambda x: x[0], (state.agent, state.actors))
+    rows, env, learner = program.config.collect.rows, program.env, program.learner
 
-    def collect(agent: Any, actors: Any, key: Key) -> Any:
-        policy = learner.explore(learner.actor(agent), jnp.zeros((), bool))
-        keys = jax.random.split(key, config.collect.rows)
+    def collect(state: TrainState, key: Key) -> Any:
+        policy = learner.explore(learner.actor(state.agent), jnp.zeros((), bool))
         return jax.vmap(
             lambda carry, key: rollout.collect(env, policy, carry, key, _STEPS, env.episode_length)
-        )(actors, keys)
+        )(state.actors, mesh.share(jax.random.split(key, rows)))
 
-    count = config.collect.rows * _STEPS
-    return measure(collect, (*state, jax.random.key(0)), count, repeats)
+    return measure(program, collect, SHARED, rows * _STEPS, repeats)
 
 
 def adaptation(program: Program, repeats: int) -> dict[str, Any]:
     """Held-out tasks a second: data, classifier, both steps and all evaluation episodes."""
-    state = jax.jit(program.init)(program.keys)
-    agent, memory = jax.tree.map(lambda x: x[0], (state.agent, state.memory))
-    memory = memory.replace(size=jnp.int32(program.config.slots_per_row))
 
-    def adapt(agent: Any, memory: Any, key: Key) -> Any:
+    def adapt(state: TrainState, key: Key) -> Any:
         return evaluate.evaluate(
-            program.config, program.env, program.learner, agent, memory, program.held_out, key
+            program.config,
+            program.env,
+            program.learner,
+            state.agent,
+            state.memory,
+            program.held_out,
+            key,
         )
 
-    arguments = (agent, memory, jax.random.key(0))
-    return measure(adapt, arguments, program.config.tasks.held_out, repeats)
+    return measure(program, adapt, EQUAL, program.config.tasks.held_out, repeats)
 
 
 def bytes_per_transition(program: Program) -> float:
@@ -158,19 +159,38 @@ def bytes_per_transition(program: Program) -> float:
 
 
 def measure(
-    function: Callable[..., Any], arguments: tuple[Any, ...], count: int, repeats: int
+    program: Program,
+    function: Callable[[TrainState, Key], Any],
+    results: Any,
+    count: int,
+    repeats: int,
 ) -> dict[str, Any]:
-    """Compiles and times a function that does `count` things in a call."""
+    """Compiles and times a function of a fresh TrainState with a full replay, and a key.
+
+    Args:
+        program: whose state, and whose devices.
+        function: of one seed.
+        results: where its results are, as in `Program.spread`.
+        count: how many things it does in a call.
+        repeats: timed calls.
+    """
+    state, key = program.init(program.keys), jax.random.key(0)
+    full = jnp.full_like(state.memory.size, program.config.slots_per_row)
+    state = state.replace(memory=state.memory.replace(size=full))
+    run = program.spread(
+        lambda state, key: each(lambda state: function(state, key), state), results
+    )
     begun = time.monotonic()
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = jax.jit(run).lower(state, key).compile()
     compile_seconds = time.monotonic() - begun
-    jax.block_until_ready(compiled(*arguments))
+    jax.block_until_ready(compiled(state, key))
     seconds = []
     for _ in range(repeats):
         begun = time.monotonic()
-        jax.block_until_ready(compiled(*arguments))
+        jax.block_until_ready(compiled(state, key))
         seconds.append(time.monotonic() - begun)
     return {
+        "devices": program.mesh.size,
         "per_second": count / float(np.median(seconds)),
         "slowest": count / max(seconds),
         "fastest": count / min(seconds),
@@ -185,6 +205,14 @@ def compile_seconds(program: Program) -> float:
     return time.monotonic() - begun
 
 
+def alone_and_together(config: RunConfig) -> list[Program]:
+    """Returns the program on one device and, where that helps, on several."""
+    together = build(config)
+    if together.mesh.size == 1:
+        return [together]
+    return [build(dataclasses.replace(config, devices=1)), together]
+
+
 def _bodies() -> list[str]:
     """Returns a family of each body: those of one body share its physics."""
     first: dict[str, str] = {}
@@ -193,7 +221,7 @@ def _bodies() -> list[str]:
     return list(first.values())
 
 
-def _paper(task: str) -> RunConfig:
+def paper(task: str) -> RunConfig:
     """The reference's sizes, on an engine that loads quickly: physics is not measured here."""
     config = presets.preset(task, "paper")
     short = dataclasses.replace(config.train, updates_per_round=_UPDATES)

@@ -153,12 +153,7 @@ class Checkpoints:
             step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
         )["identity"]
         _same(self._identity, self._defaults | identity)
-        # On the device that is here, whatever it was saved from.
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-            jax.eval_shape(_plain, like),
-        )
+        shapes = jax.tree.map(_asked, like)
         saved = self._manager.item_metadata(step)["state"]
         if saved is None:
             raise ValueError("the description of the state is missing")
@@ -182,6 +177,15 @@ def _plain(tree: Any) -> Any:
         return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
     return jax.tree.map(plain, tree)
+
+
+def _asked(leaf: Any) -> Any:
+    """Returns what orbax is asked for: on the devices that are here, wherever it was saved."""
+    plain = jax.eval_shape(_plain, leaf)
+    here = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if plain is None:
+        return None
+    return jax.ShapeDtypeStruct(plain.shape, plain.dtype, sharding=here)
 
 
 def _whole(like: Any, plain: Any) -> Any:

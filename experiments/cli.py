@@ -35,6 +35,7 @@ class EvaluateArgs(Settings):
     run: Path  # a run directory, runs/<task>/<run_id>
     num_tasks: int = count(64)  # held-out tasks to draw
     seed: int = bounded(0, 0, LARGEST_SEED)  # of the tasks and episodes
+    devices: int = count(0, 0)  # that share the work; 0: all that help
     split: str = ""  # draw them as this split's held-out tasks; empty: as the run's were drawn
     adapt: AdaptConfig = dataclasses.field(default_factory=AdaptConfig)
     propensity: PropensityConfig = dataclasses.field(default_factory=PropensityConfig)
@@ -86,9 +87,12 @@ def _run(words: list[str]) -> int:
 
 def _train(words: list[str]) -> int:
     with Stop() as stop:
-        from experiments import train
+        config = _train_config(words)
+        from experiments import devices, train
 
-        return train.train(_train_config(words), stop)
+        config.validate()
+        devices.prepare(devices.count(config, devices.cores()))
+        return train.train(config, stop)
 
 
 def _train_config(words: list[str]) -> RunConfig:
@@ -115,7 +119,7 @@ def _train_config(words: list[str]) -> RunConfig:
 
 
 def _evaluate(words: list[str]) -> int:
-    from experiments import evaluate, run
+    from experiments import devices, evaluate, run
 
     given = _value(words, "run")
     if given is None or {"-h", "--help"} & set(words):
@@ -128,7 +132,8 @@ def _evaluate(words: list[str]) -> int:
     args = _parse(EvaluateArgs, "evaluate", words, default)
     args.validate()
     measured = {name: getattr(args, name) for name in ("adapt", "propensity", "evaluate")}
-    config = dataclasses.replace(config, **measured)
+    config = dataclasses.replace(config, devices=args.devices, **measured)
+    devices.prepare(devices.count(config, devices.cores()))
     evaluate.evaluate(folder, config, args.num_tasks, args.seed, args.split)
     return 0
 
@@ -136,8 +141,9 @@ def _evaluate(words: list[str]) -> int:
 def _bench(words: list[str]) -> int:
     args = _parse(BenchArgs, "bench", words)
     args.validate()
-    from experiments import bench
+    from experiments import bench, devices
 
+    devices.prepare(devices.cores())
     bench.bench(args.out, args.repeats, args.parts)
     return 0
 

@@ -61,6 +61,8 @@ class RunConfig(Config):
     seeds: int = count(1)  # runs side by side in one process, with seeds seed, seed + 1, ...
     split: str = "iid"  # how training and held-out tasks differ: iid, ood, or one of the family's
     observe_task: bool = False  # baseline: the observation shows the task (an oracle)
+    devices: int = count(0, 0, kind=Kind.HOST)
+    """accelerators, or cores, that share the work; 0: all that help"""
     runs: str = field(default="runs", metadata={"kind": Kind.HOST})
     """folder that holds run directories"""
     run_id: str = field(default="", metadata={"kind": Kind.HOST})

@@ -2,9 +2,8 @@
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,13 @@ import numpy as np
 
 from experiments import guard, memory, run, terminal
 from experiments.config import RunConfig, RunFailed, all_seeds
-from experiments.program import Program
+from experiments.program import EQUAL, Program, each
 from experiments.program import split as named_split
 from experiments.terminal import columns, console
 from jmql import evaluate as algorithm
 from jmql.keys import derive
-from jmql.replay import ReplayState
 from jmql.settings import ConfigError, Kind, flatten
+from jmql.train import TrainState
 from jmql.types import Key, Metrics, Task
 
 _CHUNK = 32  # tasks adapted side by side, each with an agent of its own
@@ -65,25 +64,26 @@ def _evaluate(
     size = min(num_tasks, _CHUNK)
     chunks = -(-num_tasks // size)
 
-    @jax.jit
-    def adapt(agent: Any, replay: ReplayState, tasks: Task, key: Key) -> Metrics:
-        adapted: Callable[..., Metrics] = jax.vmap(
-            lambda agent, replay: algorithm.evaluate(
-                program.config, program.env, program.learner, agent, replay, tasks, key
+    def adapt(state: TrainState, tasks: Task, key: Key) -> Metrics:
+        def one(state: TrainState) -> Metrics:
+            return algorithm.evaluate(
+                program.config, program.env, program.learner, state.agent, state.memory, tasks, key
             )
-        )
-        return adapted(agent, replay)
+
+        return cast(Metrics, each(one, state))
 
     parts, first = [], jax.tree.map(lambda x: x[:size], tasks)
     with console.status(f"adapting to {num_tasks} tasks"):
-        compiled = adapt.lower(state.agent, state.memory, first, key).compile()
-        memory.refuse_too_much("this evaluation", memory.of_program(compiled))
+        spread = jax.jit(program.spread(adapt, EQUAL))
+        compiled = spread.lower(state, first, key).compile()
+        needed = memory.in_one(memory.of_program(compiled), program.mesh)
+        memory.refuse_too_much("this evaluation", needed)
         for i in range(chunks):
             # The last chunk is filled up with tasks from the beginning; they are dropped below.
             index = np.arange(i * size, (i + 1) * size) % num_tasks
             chunk = jax.tree.map(lambda x, index=index: x[index], tasks)
             fold = jax.random.fold_in(key, i)
-            parts.append(jax.device_get(compiled(state.agent, state.memory, chunk, fold)))
+            parts.append(jax.device_get(compiled(state, chunk, fold)))
     summarize = functools.partial(algorithm.summarize, program.learner)
     per_task = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :num_tasks], *parts)
     summary = jax.device_get(jax.vmap(summarize)(jax.tree.map(jnp.asarray, per_task)))

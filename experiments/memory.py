@@ -1,10 +1,12 @@
 """How much memory a run takes and how much there is: what cannot fit is refused by both."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import psutil
+from jax.sharding import Mesh
 
 from experiments.config import RunConfig
 from jmql import replay
@@ -19,24 +21,36 @@ _CGROUPS = (
 )
 
 
-def at_least(config: RunConfig, shapes: TrainState) -> int:
+def at_least(config: RunConfig, shapes: TrainState, over: Mesh) -> int:
     """Returns bytes that training cannot do without: its state, and for each seed a batch and an
-    agent for each held-out task, which are all adapted to side by side.
+    agent for each held-out task, which are all adapted to side by side. See `in_one`.
 
     Args:
         config: of the run.
-        shapes: of the TrainState of every seed, leaves [S, ...].
+        shapes: of the TrainState of every seed, leaves [S, ...], with the devices that hold them.
+        over: devices [seeds, rows].
     """
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
     key = jax.eval_shape(lambda: jax.random.key(0))
     num, history = config.td3.batch_size, config.network.history_length
     batch = jax.eval_shape(lambda m, k: replay.sample(m, k, num, history), one.memory, key)
-    adapted = config.tasks.held_out * size(one.agent)
-    return size(shapes) + config.seeds * (size(batch) + adapted)
+    groups, sharers = over.devices.shape
+    adapted = -(-config.tasks.held_out // sharers) * size(one.agent)
+    seeds = config.seeds // groups * (size(batch) // sharers + adapted)
+    state = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(shapes)
+    )
+    return in_one(state + seeds, over)
+
+
+def in_one(count: int, over: Mesh) -> int:
+    """Returns the bytes in one memory where each device takes `count`: cores share theirs."""
+    return count * over.size if over.devices.flat[0].platform == "cpu" else count
 
 
 def of_program(compiled: jax.stages.Compiled) -> int:
-    """Returns the bytes that a compiled program takes beside its arguments."""
+    """Returns the bytes that a compiled program takes on each device beside its arguments."""
     used = compiled.memory_analysis()
     if used is None:  # a backend that does not say
         return 0
@@ -45,10 +59,10 @@ def of_program(compiled: jax.stages.Compiled) -> int:
 
 
 def there_is() -> int:
-    """Returns the bytes that are free where JAX computes."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    """Returns the bytes that are free where JAX computes, on the fullest device."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stat and "bytes_limit" in stat for stat in stats):
+        return min(int(stat["bytes_limit"] - stat.get("bytes_in_use", 0)) for stat in stats)
     return min(psutil.virtual_memory().available, *(_left(*files) for files in _CGROUPS))
 
 

@@ -3,23 +3,38 @@
 import dataclasses
 import difflib
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import envs
 from envs.base import Environment
-from experiments import memory
+from experiments import devices, memory
 from experiments.config import RunConfig, all_seeds
-from jmql import cycle, mql, train
+from jmql import cycle, mesh, mql, train
 from jmql.config import Ranges
 from jmql.keys import derive
 from jmql.learner import Learner
+from jmql.replay import ReplayState
 from jmql.settings import ConfigError
 from jmql.train import TrainState
 from jmql.types import Array, Key, Metrics, Task
+
+# Where a TrainState [S, ...] is: the devices of a seed share its rows, and each has its weights.
+SHARED = P(devices.SEEDS, mesh.AXIS)
+EQUAL = P(devices.SEEDS)
+STATE = cast(Any, TrainState)(
+    agent=EQUAL,
+    memory=cast(Any, ReplayState)(data=SHARED, cursor=EQUAL, size=EQUAL),
+    actors=SHARED,
+    key=EQUAL,
+    rounds=EQUAL,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,35 +47,47 @@ class Program:
     train_tasks: Task  # leaves [config.tasks.train, ...]
     held_out: Task  # leaves [K, ...]
     held_out_ranges: dict[str, tuple[float, float]]  # what they were drawn from
-    shapes: TrainState  # of every seed, leaves [S, ...]
+    mesh: Mesh  # devices [seeds, rows]
+    shapes: TrainState  # of every seed, leaves [S, ...], with the devices that hold them
 
     def init(self, keys: Key) -> TrainState:
         """Returns the TrainState of every seed, leaves [S, ...], for keys [S]."""
+        return self._init(keys)
+
+    @functools.cached_property
+    def _init(self) -> Callable[[Key], TrainState]:
         one = functools.partial(train.init, self.config, self.env, self.learner, self.train_tasks)
-        return jax.vmap(one)(keys)
+        return jax.jit(jax.vmap(one), out_shardings=shardings(self.mesh))
 
     def cycle(
         self, state: TrainState, rounds: Array, warmup: Array, measured: Array
     ) -> tuple[TrainState, Metrics, Metrics]:
         """Runs `cycle.cycle` for every seed, leaves of state and results [S, ...]."""
-        updates = state.agent.updates[0]  # of every seed
 
-        def one(state: TrainState) -> tuple[TrainState, Metrics, Metrics]:
-            return cycle.cycle(
-                self.config,
-                self.env,
-                self.learner,
-                self.held_out,
-                state,
-                rounds,
-                warmup,
-                measured,
-                updates,
-            )
+        def seeds(state: TrainState, rounds: Array, warmup: Array, measured: Array) -> Any:
+            one = functools.partial(cycle.cycle, self.config, self.env, self.learner, self.held_out)
+            updates = state.agent.updates[0]  # of every seed
+            return each(lambda state: one(state, rounds, warmup, measured, updates), state)
 
-        if self.config.seeds == 1:  # which is traced in half the time
-            return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], state)))
-        return jax.vmap(one)(state)
+        run = self.spread(seeds, (STATE, EQUAL, EQUAL))
+        return cast(tuple[TrainState, Metrics, Metrics], run(state, rounds, warmup, measured))
+
+    def spread(self, function: Callable[..., Any], results: Any) -> Callable[..., Any]:
+        """Returns a function of a TrainState [S, ...] and other arrays, run on all devices.
+
+        Args:
+            function: of the part of the TrainState that a device holds, and the arrays.
+            results: where its results are, as a tree of `PartitionSpec`.
+        """
+
+        def everywhere(state: TrainState, *equal: Any) -> Any:
+            # That what is computed from gathered data is equal everywhere, JAX could not prove.
+            where = (STATE, *[P()] * len(equal))
+            return jax.shard_map(
+                function, mesh=self.mesh, in_specs=where, out_specs=results, check_vma=False
+            )(state, *equal)
+
+        return everywhere
 
     def compile(self) -> jax.stages.Compiled:
         """Returns `cycle` compiled ahead of time: it cannot be traced again, for other shapes are
@@ -79,6 +106,21 @@ class Program:
     def keys(self) -> Key:
         """The key of every seed, [S]."""
         return jnp.stack([jax.random.key(seed) for seed in all_seeds(self.config)])
+
+
+def shardings(over: Mesh) -> Any:
+    """Returns where a TrainState [S, ...] is, as a prefix of its tree."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(over, spec), STATE, is_leaf=lambda x: isinstance(x, P)
+    )
+
+
+def each(function: Callable[[TrainState], Any], states: TrainState) -> Any:
+    """Returns what a function gives for each of several seeds, leaves [S, ...]."""
+    if len(states.rounds) > 1:
+        return jax.vmap(function)(states)
+    lone = function(jax.tree.map(lambda x: x[0], states))  # which is traced in half the time
+    return jax.tree.map(lambda x: x[None], lone)
 
 
 def build(run: RunConfig) -> Program:
@@ -110,9 +152,14 @@ def build(run: RunConfig) -> Program:
         return jax.vmap(functools.partial(train.init, run, env, learner, tasks))(keys)
 
     # Nothing is allocated before it is known to fit.
-    keys = jax.ShapeDtypeStruct((run.seeds,), key.dtype)
-    shapes = jax.eval_shape(init, keys, jax.eval_shape(train_tasks))
-    count = memory.at_least(run, shapes) + memory.size(jax.eval_shape(held_out))
+    over, keys = devices.choose(run), jax.ShapeDtypeStruct((run.seeds,), key.dtype)
+    shapes = jax.tree.map(
+        lambda where, part: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), part
+        ),
+        shardings(over),
+        jax.eval_shape(init, keys, jax.eval_shape(train_tasks)),
+    )
     parts = {
         "replay": shapes.memory,
         "environments": shapes.actors,
@@ -120,8 +167,10 @@ def build(run: RunConfig) -> Program:
         "held-out tasks": jax.eval_shape(held_out),
     }
     largest = ", ".join(f"{k} {memory.human_bytes(memory.size(v))}" for k, v in parts.items())
+    tasks = memory.in_one(memory.size(parts["held-out tasks"]), over)
+    count = memory.at_least(run, shapes, over) + tasks
     memory.refuse_too_much(f"this run ({largest})", count)
-    return Program(run, env, learner, train_tasks(), held_out(), held_out_ranges, shapes)
+    return Program(run, env, learner, train_tasks(), held_out(), held_out_ranges, over, shapes)
 
 
 def split(env: Environment, task: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import devices
 from experiments.checkpoint import Checkpoints, Mismatch, Unreadable
 from experiments.config import RunConfig, RunFailed, all_seeds, from_json, identity
 from experiments.program import Program, build
@@ -94,7 +95,7 @@ def describe(run: RunConfig) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": device.device_kind,
-        "device_count": jax.device_count(),
+        "device_count": devices.choose(run).size,
         "platform": device.platform,
         "backend": run.backend,
         "seeds": list(all_seeds(run)),
@@ -197,7 +198,7 @@ def restore(folder: Path, program: Program, files: Checkpoints) -> tuple[TrainSt
         return found.state, damaged
     kept = {name: getattr(found.state, name) for name in ("agent", "key", "rounds")}
     keys = jax.vmap(lambda key: derive(key, "rows anew"))(found.state.key)
-    return jax.jit(program.init)(keys).replace(**kept), damaged
+    return program.init(keys).replace(**kept), damaged
 
 
 def trained(folder: Path, program: Program) -> TrainState:

@@ -193,7 +193,7 @@ def header(program: Program, folder: Path, steps: int) -> None:
     console.print(config.task, style="bold", end="")
     console.print(
         f" · {config.profile} · backend {config.backend}"
-        f" · {device.platform} {device.device_kind} x{jax.device_count()}"
+        f" · {device.platform} {device.device_kind} x{program.mesh.size}"
         f" · JAX {jax.__version__}\n"
         f"seeds {config.seed}..{config.seed + config.seeds - 1}"
         f" · {config.tasks.train} training and {config.tasks.held_out} held-out tasks"

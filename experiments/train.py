@@ -49,7 +49,7 @@ def train(config: RunConfig, stop: Stop) -> int:
                 raise RunFailed(
                     f"{folder} has results but no checkpoint; nothing has been changed"
                 ) from None
-            state = jax.jit(program.init)(program.keys)
+            state = program.init(program.keys)
         per_round, total = program.config.steps_per_round, program.config.total_rounds
         done = int(state.rounds[0])
         terminal.header(program, folder, done * per_round)
@@ -100,7 +100,7 @@ def go_on(
         memory.refuse_too_much(
             "beside its state, a cycle of this run (td3.batch_size, adapt.batch_multiple,"
             " tasks.held_out, network.hidden_sizes and seeds make it)",
-            memory.of_program(cycle) + saving,
+            memory.in_one(memory.of_program(cycle), program.mesh) + saving,
         )
     except ConfigError:
         if checkpoints.newest() is None:  # the lock is ours, and nothing has been learned here

@@ -41,7 +41,8 @@ def adapt(
         agent: the meta-trained agent, also the anchor of the proximal term.
         data: what the agent did on the new task.
         memory: replay of the training tasks.
-        key: for batches and noise.
+        key: for batches and noise. Tasks that are adapted to side by side should share it: then
+            replay is read once for all of them.
 
     Returns:
         The adapted agents, and the diagnostics of `propensity.diagnostics` with `prox_coef`, the
@@ -79,7 +80,7 @@ def adapt(
 
     def draw_replay(key: Key) -> tuple[Batch, Array]:
         num = config.adapt.batch_multiple * config.td3.batch_size
-        batch = replay.sample(memory, key, num, history_length)
+        batch = replay.sample_whole(memory, key, num, history_length)
         if config.adapt.reuse == "propensity":
             odds = propensity.log_odds(classifier, features(batch))
             batch = batch.replace(weight=propensity.importance_weights(config.propensity, odds))
@@ -114,7 +115,7 @@ def draw_past(config: Config, memory: ReplayState, valid: Array, key: Key) -> tu
     """
     tasks = config.tasks.train
     most = valid.size // tasks + 2
-    batch = replay.sample(
+    batch = replay.sample_whole(
         memory,
         key,
         tasks * most,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jmql import rollout
+from jmql import mesh, rollout
 from jmql.config import Config
 from jmql.keys import derive
 from jmql.learner import Learner, NewData
@@ -64,8 +64,10 @@ def evaluate_task(
     memory: ReplayState,
     task: Task,
     key: Key,
+    draws: Key,
 ) -> Metrics:
-    """Collects, adapts and evaluates on one task.
+    """Collects, adapts and evaluates on one task, under a key for its episodes and one for the
+    draws of adaptation.
 
     All actors play the same number of episodes, from the same starts, with the same kind of
     history.
@@ -86,7 +88,7 @@ def evaluate_task(
         """Returns the actors with those of the later turns adapted, and the diagnostics."""
         data = jax.tree.map(lambda x: x[: config.adapt.episodes], data)
         assert learner.adapt is not None
-        adapted, diagnostics = learner.adapt(agent, data, memory, derive(key, "adaptation"))
+        adapted, diagnostics = learner.adapt(agent, data, memory, draws)
         # Where the last turn has a place too many, the last stage plays twice.
         stage = jnp.arange(plan[1:].size).clip(max=len(stages) - 1).reshape(plan[1:].shape)
         return jax.tree.map(lambda x, new: x.at[1:].set(new[stage]), actors, adapted), diagnostics
@@ -133,11 +135,21 @@ def evaluate(
     tasks: Task,
     key: Key,
 ) -> Metrics:
-    """Evaluates on K tasks in parallel, leaves of `tasks` [K, ...]. Returns metrics [K]."""
-    count = jax.tree.leaves(tasks)[0].shape[0]
-    return jax.vmap(
-        lambda task, key: evaluate_task(config, env, learner, agent, memory, task, key)
-    )(tasks, jax.random.split(key, count))
+    """Evaluates on K tasks in parallel, leaves of `tasks` [K, ...]. Returns metrics [K].
+
+    All adapt with the same draws of replay, which is read once for all of them.
+    """
+    count, draws = len(jax.tree.leaves(tasks)[0]), derive(key, "adaptation")
+    # Where devices share the tasks, each has the same number: some are done twice.
+    places = jnp.arange(-(-count // mesh.size()) * mesh.size()) % count
+    keys = jax.random.split(derive(key, "tasks"), count)
+    mine, keys = mesh.share(jax.tree.map(lambda x: x[places], (tasks, keys)))
+
+    def one(task: Task, key: Key) -> Metrics:
+        return evaluate_task(config, env, learner, agent, memory, task, key, draws)
+
+    per_task = mesh.gather(jax.vmap(one)(mine, keys))
+    return jax.tree.map(lambda x: x[:count], per_task)
 
 
 def summarize(learner: Learner, per_task: Metrics) -> Metrics:

@@ -58,7 +58,9 @@ def learner(config: Config, action_size: int) -> Learner:
             return replay.sample(memory, key, size, history), jnp.zeros(())
 
         num = config.train.updates_per_round
-        return td3.train(config.td3, nets, agent, key, num, draw, active=active, earlier=updates)
+        return td3.train(
+            config.td3, nets, agent, key, num, draw, active=active, earlier=updates, divided=True
+        )
 
     def metrics(agent: AgentState, sums: Sums) -> Metrics:
         """Means over the steps, and the norm of all weights, which is not finite if one is not."""

@@ -1,13 +1,17 @@
 """Replay in rows: each environment row has its own ring of transitions.
 
 No history is stored. Windows are cut when a batch is drawn, with one gather of H + 1 slots.
+Where several devices share the rows (`mesh`), each holds the rings of its own.
 """
+
+import math
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jmql import mesh
 from jmql.types import Array, Batch, History, Key, Transition
 
 
@@ -80,33 +84,83 @@ def windows(data: Transition, row: Array, slot: Array, history_length: int) -> B
     )
 
 
-def sample(
-    state: ReplayState,
-    key: Key,
-    num: int,
-    history_length: int,
-    recent: int | None = None,
-    tasks: int = 1,
-) -> Batch:
+def sample(state: ReplayState, key: Key, num: int, history_length: int) -> Batch:
     """Draws transitions uniformly, with replacement, from rows and steps.
 
-    Windows never reach over an episode's start or the write head: once the rings are full, the
-    H oldest steps are history only.
+    Rows are stratified: of `strata(E, B)` blocks of rows, each gives the same number. Windows never
+    reach over an episode's start or the write head: once the rings are full, the H oldest steps are
+    history only.
 
     Args:
         state: a replay with at least one step.
         key: for the draw.
         num: B.
         history_length: H, below C.
-        recent: draws only from the last so many steps of each row; None is from all.
-        tasks: draws from so many tasks in turn, where row e is of task e % tasks; divides E.
+
+    Returns:
+        This device's share of the batch, [B / size], from the rows that it holds.
     """
-    rows, slots = state.data.reward.shape
-    chex.assert_is_divisible(rows, tasks)
+    row, slot = mesh.share(_places(state, key, num, history_length))
+    held = len(state.data.reward)
+    return windows(state.data, row - mesh.index() * held, slot, history_length)
+
+
+def sample_whole(
+    state: ReplayState,
+    key: Key,
+    num: int,
+    history_length: int,
+    recent: int | None = None,
+    tasks: int | None = None,
+) -> Batch:
+    """Draws as `sample` does, and gives every device the whole batch [B].
+
+    Args:
+        state, key, num, history_length: as in `sample`.
+        recent: draws only from the last so many steps of each row; None is from all.
+        tasks: draws from so many tasks in turn, where row e is of task e % tasks; divides E. None
+            is from blocks of rows.
+    """
+    row, slot = _places(state, key, num, history_length, recent, tasks)
+    held = len(state.data.reward)
+    batch = windows(state.data, row % held, slot, history_length)
+    if mesh.size() == 1:
+        return batch
+    here = row // held == mesh.index()
+    return mesh.total(
+        jax.tree.map(
+            lambda x: jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype)),
+            batch,
+        )
+    )
+
+
+def strata(rows: int, num: int) -> int:
+    """Returns how many blocks of rows give the same share of a batch: as many as can be."""
+    return math.gcd(rows, num)
+
+
+def _places(
+    state: ReplayState,
+    key: Key,
+    num: int,
+    history_length: int,
+    recent: int | None = None,
+    tasks: int | None = None,
+) -> tuple[Array, Array]:
+    """Draws rows [B], counted over all devices, and slots [B]."""
+    held, slots = state.data.reward.shape
+    rows, place = held * mesh.size(), jnp.arange(num)
     row_key, age_key = jax.random.split(key)
-    row = jax.random.randint(row_key, (num,), 0, rows // tasks) * tasks + jnp.arange(num) % tasks
+    if tasks is None:
+        blocks = strata(rows, num)
+        row = jax.random.randint(row_key, (num,), 0, rows // blocks)
+        row = place // (num // blocks) * (rows // blocks) + row
+    else:
+        chex.assert_is_divisible(rows, tasks)
+        row = jax.random.randint(row_key, (num,), 0, rows // tasks) * tasks + place % tasks
     available = state.size - jnp.where(state.size == slots, history_length, 0)
     if recent is not None:
         available = jnp.minimum(available, recent)
     age = jax.random.randint(age_key, (num,), 1, available + 1)  # 1 is the newest
-    return windows(state.data, row, (state.cursor - age) % slots, history_length)
+    return row, (state.cursor - age) % slots

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jmql import mesh
 from jmql.config import TD3Config
 from jmql.networks import Networks
 from jmql.types import Array, Batch, History, Key, Metrics, Params
@@ -112,6 +113,7 @@ def update(
     move_actor: Array | bool,
     anchor: dict[str, Params] | None = None,
     prox_coef: Array | float = 0.0,
+    divided: bool = False,
 ) -> tuple[AgentState, Metrics]:
     """Takes a critic step and, if `move_actor`, an actor step and a step of the targets.
 
@@ -124,6 +126,7 @@ def update(
         move_actor: [] bool.
         anchor: weights that the proximal term pulls towards, shaped as `agent.params`.
         prox_coef: lambda [], with an anchor.
+        divided: the batch is this device's share of one, and gradients are means over devices.
 
     Returns:
         The learner after, and `critic_loss`, `actor_loss`, 0 where there was no step, and `q`,
@@ -132,6 +135,7 @@ def update(
     chex.assert_rank([batch.weight, batch.transition.reward], 1)
     chex.assert_shape(noise, batch.transition.action.shape)
     adam = optax.adam(config.learning_rate)
+    mean = mesh.mean if divided else lambda tree: tree
 
     def gradient_step(agent: AgentState, name: str, gradient: Params) -> AgentState:
         updates, opt_state = adam.update(gradient, agent.opt_state[name])
@@ -150,7 +154,7 @@ def update(
         loss, q = critic_loss(networks, params, batch, target)
         return loss + penalty(params, "critic"), (loss, q)
 
-    gradient, (loss, q) = jax.grad(critic_objective, has_aux=True)(agent.params["critic"])
+    gradient, (loss, q) = mean(jax.grad(critic_objective, has_aux=True)(agent.params["critic"]))
     agent = gradient_step(agent, "critic", gradient)
 
     def actor_and_targets(agent: AgentState) -> tuple[AgentState, Array]:
@@ -158,7 +162,7 @@ def update(
             loss = actor_loss(networks, params, agent.params["critic"], batch)
             return loss + penalty(params, "actor"), loss
 
-        gradient, loss = jax.grad(objective, has_aux=True)(agent.params["actor"])
+        gradient, loss = mean(jax.grad(objective, has_aux=True)(agent.params["actor"]))
         agent = gradient_step(agent, "actor", gradient)
         targets = optax.incremental_update(agent.params, agent.target_params, config.tau)
         return agent.replace(target_params=targets), loss
@@ -180,11 +184,12 @@ def train(
     anchor: dict[str, Params] | None = None,
     active: Array | bool = True,
     earlier: Array | int = 0,
+    divided: bool = False,
 ) -> tuple[AgentState, Sums]:
     """Takes `num` critic steps; actor and targets move at the first of each `policy_delay`.
 
     Args:
-        config, networks, agent, anchor: as in `update`.
+        config, networks, agent, anchor, divided: as in `update`.
         key: for batches and noise.
         num: critic steps.
         draw: returns a batch [B] and its lambda [] for a key.
@@ -199,9 +204,13 @@ def train(
         agent, total = carry
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         batch, coef = draw(draw_key)
-        noise = jax.random.normal(noise_key, batch.transition.action.shape)
+        held, size = batch.transition.action.shape
+        noise = jax.random.normal(noise_key, (held * mesh.size() if divided else held, size))
+        noise = mesh.share(noise) if divided else noise
         move_actor = (earlier + index) % config.policy_delay == 0
-        agent, new = update(config, networks, agent, batch, noise, move_actor, anchor, coef)
+        agent, new = update(
+            config, networks, agent, batch, noise, move_actor, anchor, coef, divided
+        )
         steps = Sums(**new, prox_coef=coef, critic_steps=jnp.ones(()), actor_steps=1.0 * move_actor)
         return agent, jax.tree.map(jnp.add, total, steps)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jmql import replay, rollout
+from jmql import mesh, replay, rollout
 from jmql.config import Config
 from jmql.keys import derive
 from jmql.learner import Learner
@@ -86,14 +86,14 @@ def round(
     def collect(carry: ActorCarry, key: Key) -> tuple[ActorCarry, Transition, Finished]:
         return rollout.collect(env, policy, carry, key, config.collect.unroll, cut)
 
-    keys = jax.random.split(derive(state.key, "collect"), config.collect.rows)
+    keys = mesh.share(jax.random.split(derive(state.key, "collect"), config.collect.rows))
     actors, transitions, finished = jax.vmap(collect)(state.actors, keys)
     memory = replay.add(state.memory, transitions)
     agent, learned = learner.learn(
         state.agent, memory, derive(state.key, "learn"), ~warmup, updates
     )
     state = TrainState(agent, memory, actors, derive(state.key, "next"), state.rounds + 1)
-    return state, (learned, jax.tree.map(lambda x: x.sum(0), finished))
+    return state, (learned, mesh.total(jax.tree.map(lambda x: x.sum(0), finished)))
 
 
 def epoch(

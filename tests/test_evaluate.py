@@ -58,6 +58,16 @@ def test_all_stages_play_the_same_episodes(state):
     assert (more["return_pre"] != still["return_pre"]).any()
 
 
+def evaluated(built, **changed):
+    """Returns the evaluation of an agent and a memory under a learner that is partly another."""
+    learner, key = built.learner._replace(**changed), jax.random.key(5)
+    return jax.jit(
+        lambda agent, memory: evaluate.evaluate(
+            built.config, built.env, learner, agent, memory, built.held_out, key
+        )
+    )
+
+
 def test_data_is_as_much_as_asked_for_from_starts_of_its_own(state):
     """Adaptation is replaced by a look at its data; every agent stays the meta-trained one."""
 
@@ -66,25 +76,14 @@ def test_data_is_as_much_as_asked_for_from_starts_of_its_own(state):
         data_return = jnp.sum(data.transitions.reward * data.valid)
         return stages(agent, agent), {"data_return": data_return}
 
-    def evaluated(episodes):
-        built = tiny.build(tiny.changed(adapt={"episodes": 1}, evaluate={"episodes": episodes}))
-        task, key = jax.tree.map(lambda x: x[0], built.held_out), jax.random.key(5)
-        return jax.jit(
-            lambda agent, memory: evaluate.evaluate_task(
-                built.config,
-                built.env,
-                built.learner._replace(adapt=look),
-                agent,
-                memory,
-                task,
-                key,
-            )
-        )
+    def built(episodes):
+        return tiny.build(tiny.changed(adapt={"episodes": 1}, evaluate={"episodes": episodes}))
 
-    jax.eval_shape(evaluated(3), state.agent, state.memory)
-    found = jax.device_get(evaluated(1)(state.agent, state.memory))
-    assert found["return_pre"] == found["return_step1"] == found["return_post"]
-    assert abs(found["data_return"] - found["return_pre"]) > 1e-3
+    jax.eval_shape(evaluated(built(3), adapt=look), state.agent, state.memory)
+    found = evaluated(built(1), adapt=look)(state.agent, state.memory)
+    np.testing.assert_array_equal(found["return_pre"], found["return_step1"])
+    np.testing.assert_array_equal(found["return_pre"], found["return_post"])
+    assert (abs(found["data_return"] - found["return_pre"]) > 1e-3).all()
 
 
 def test_a_failed_adaptation_is_the_worst_return_and_leaves_the_rest_alone(state):
@@ -100,21 +99,7 @@ def test_a_failed_adaptation_is_the_worst_return_and_leaves_the_rest_alone(state
         ess = jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, 1.0)
         return stages(agent, broken), {"ess": ess}
 
-    learner = built.learner._replace(adapt=fail)
-
-    @jax.jit
-    def evaluated(agent, memory):
-        return evaluate.evaluate(
-            built.config,
-            built.env,
-            learner,
-            agent,
-            memory,
-            built.held_out,
-            jax.random.key(5),
-        )
-
-    found = jax.device_get(evaluated(state.agent, state.memory))
+    found = jax.device_get(evaluated(built, adapt=fail)(state.agent, state.memory))
     np.testing.assert_array_equal(found["failed"], [True, False, False])
     assert found["return_post"][0] == built.env.worst_reward * 20
     np.testing.assert_array_equal(found["return_post"][1:], found["return_pre"][1:])
@@ -149,41 +134,24 @@ def test_more_stages_are_played_in_more_turns(state):
         grown = [jax.tree.map(lambda x, i=i: x * (1 + i), agent) for i in range(3)]
         return stages(*grown), {}
 
-    learner = built.learner._replace(adapt=scale, stages=("one", "two", "three"))
-
-    @jax.jit
-    def evaluated(agent, memory):
-        key = jax.random.key(5)
-        task = jax.tree.map(lambda x: x[0], built.held_out)
-        return evaluate.evaluate_task(built.config, built.env, learner, agent, memory, task, key)
-
-    found = jax.device_get(evaluated(state.agent, state.memory))
-    assert found["return_pre"] == found["return_one"]
-    assert len({float(found[f"return_{name}"]) for name in learner.stages}) == 3
+    names = ("one", "two", "three")
+    play = evaluated(built, adapt=scale, stages=names)
+    found = jax.device_get(play(state.agent, state.memory))
+    np.testing.assert_array_equal(found["return_pre"], found["return_one"])
+    assert len({float(found[f"return_{name}"][0]) for name in names}) == 3
     agent = state.agent.replace(params=jax.tree.map(lambda x: 3 * x, state.agent.params))
-    again = jax.device_get(evaluated(agent, state.memory))
+    again = jax.device_get(play(agent, state.memory))
     np.testing.assert_allclose(again["return_pre"], found["return_three"], rtol=1e-5)
 
 
 def test_an_algorithm_that_does_not_adapt_is_evaluated_all_the_same(state):
     built = tiny.build()
-    learner = built.learner._replace(adapt=None, stages=())
-
-    @jax.jit
-    def evaluated(learner_agent, memory):
-        return evaluate.evaluate(
-            built.config,
-            built.env,
-            learner,
-            learner_agent,
-            memory,
-            built.held_out,
-            jax.random.key(5),
-        )
-
-    found = jax.device_get(evaluated(state.agent, state.memory))
+    found = evaluated(built, adapt=None, stages=())(state.agent, state.memory)
     assert found.keys() == {"return_pre", "failed", "blew_up"}
-    assert evaluate.summarize(learner, found)["eval/return_pre_p20"] == found["return_pre"].min()
+    assert (
+        evaluate.summarize(built.learner._replace(stages=()), found)["eval/return_pre_p20"]
+        == found["return_pre"].min()
+    )
 
 
 class Reporting(PointGoal):
@@ -197,7 +165,7 @@ class Reporting(PointGoal):
 def test_what_an_environment_reports_becomes_metrics(state):
     """Of the last state of each episode, whose place is known from the observations."""
     built = dataclasses.replace(tiny.build(), env=Reporting(episode_length=20))
-    begin = jax.jit(built.init)(built.keys)
+    begin = built.init(built.keys)
     done, metrics, per_task = jax.jit(built.cycle)(
         begin, jnp.int32(2), jnp.array(True), jnp.array(True)
     )

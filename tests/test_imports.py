@@ -18,7 +18,8 @@ ENGINES = {"brax", "mujoco", "gymnasium"}
 # The direction of docs/design.md section 1: a module imports from its own level or a lower one.
 LEVELS = (
     {"types", "settings", "config", "keys"},
-    {"networks", "replay"},
+    {"networks", "mesh"},
+    {"replay"},
     {"learner", "rollout", "td3", "propensity"},
     {"adapt", "train"},
     {"evaluate", "mql"},

@@ -32,7 +32,7 @@ def make_history(seed, *batch, length=H):
 def make_gru(history):
     """Returns the encoder as a compiled function of (weights, history), and weights for it."""
     module = networks.ContextGRU(Z)
-    return jax.jit(module.apply), jax.jit(module.init)(jax.random.key(0), history)
+    return jax.jit(module.apply), module.init(jax.random.key(0), history)
 
 
 @functools.cache

@@ -61,6 +61,7 @@ def fill(slots, unroll, transitions, writes):
 _init = jax.jit(replay.init, static_argnums=(1, 2))
 _add = jax.jit(replay.add)
 _sample = jax.jit(replay.sample, static_argnums=(2, 3))
+_sample_whole = jax.jit(replay.sample_whole, static_argnums=(2, 3, 4))
 _windows = jax.jit(replay.windows, static_argnums=3)
 
 
@@ -116,7 +117,7 @@ def test_recent_draws_the_last_steps_of_each_row(shape, writes, recent, seed):
     steps = writes * unroll
     transitions, began = make_rows(rows, steps, [3, 1, 5])
     state = fill(slots, unroll, transitions, writes)
-    batch = _sample(state, jax.random.key(seed), DRAWS, history_length, recent)
+    batch = _sample_whole(state, jax.random.key(seed), DRAWS, history_length, recent)
 
     oldest = max(0 if steps < slots else steps - slots + history_length, steps - recent)
     assert places(batch) == {(r, t) for r in range(rows) for t in range(oldest, steps)}

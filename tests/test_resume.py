@@ -287,7 +287,7 @@ def test_memory_of_a_program_is_what_it_computes_with():
 
 def test_a_replay_that_takes_all_that_is_left_to_fill_is_refused(tmp_path):
     program_ = tiny.build()
-    state = jax.jit(program_.init)(program_.keys)
+    state = program_.init(program_.keys)
     train.refuse_endless_refill(program_, state)  # 2 of 6 rounds
     with pytest.raises(ConfigError, match=r"2 rounds are left, and the replay, .* takes 2 to fill"):
         train.refuse_endless_refill(program_, state.replace(rounds=state.rounds + 4))
@@ -460,7 +460,7 @@ def test_without_its_replay_a_run_fills_it_anew(tmp_path):
     )
     setup = program.build(config)
     folder = run.create(setup)
-    state = jax.jit(setup.init)(setup.keys)
+    state = setup.init(setup.keys)
     state = state.replace(
         rounds=state.rounds + 4, memory=state.memory.replace(size=jnp.array([40]))
     )

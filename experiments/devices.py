@@ -1,0 +1,99 @@
+"""Which devices share the work of a run."""
+
+import math
+import os
+from pathlib import Path
+
+import jax
+import psutil
+
+from experiments.config import RunConfig
+from jmql import mesh, replay
+from jmql.settings import ConfigError
+
+_GROUPS = Path("/sys/fs/cgroup")
+SEEDS = "seeds"  # the other axis: seeds have nothing to say to each other
+_SHARE = 32  # of a batch; a smaller one is not worth a device by itself
+_QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+_HOST = "--xla_force_host_platform_device_count"
+
+
+def prepare(wanted: int) -> None:
+    """Makes devices of cores, before JAX starts; what XLA_FLAGS says already is kept.
+
+    Args:
+        wanted: how many.
+    """
+    wanted = min(wanted, os.cpu_count() or 1)
+    flags = {
+        _HOST: wanted,
+        # Else each would take all cores for its matrix products.
+        "--xla_cpu_multi_thread_eigen": "false",
+        # XLA ends the process where a device is 60 s late, as on a machine that others use, too.
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 86400,
+        "--xla_cpu_collective_call_terminate_timeout_seconds": 7 * 86400,
+    }
+    said = os.environ.get("XLA_FLAGS", "")
+    if wanted > 1 or _HOST in said:
+        new = [f"{name}={value}" for name, value in flags.items() if name not in said]
+        os.environ["XLA_FLAGS"] = " ".join([said, *new]).strip()
+
+
+def cores() -> int:
+    """Returns how many cores this process may keep busy."""
+    counts = [os.cpu_count() or 1, psutil.cpu_count(logical=False) or 1]
+    if hasattr(os, "sched_getaffinity"):
+        counts.append(len(os.sched_getaffinity(0)))
+    for files in _QUOTAS:
+        try:
+            quota, period = " ".join((_GROUPS / name).read_text() for name in files).split()
+            if int(quota) > 0:
+                counts.append(max(1, int(quota) // int(period)))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(counts)
+
+
+def count(config: RunConfig, there: int) -> int:
+    """Returns how many of the devices that are there a run uses, if they can share it equally.
+
+    By default they are as many as get 32 samples of a batch each.
+    """
+    if config.devices:
+        return config.devices
+    most = max(1, config.td3.batch_size // _SHARE)
+    return max(n for n in valid(config, there) if _sharers(config, n) <= most)
+
+
+def valid(config: RunConfig, there: int) -> list[int]:
+    """Returns the numbers of devices that can share a run equally."""
+    blocks = replay.strata(config.collect.rows, config.td3.batch_size)
+    return [n for n in range(1, there + 1) if blocks % _sharers(config, n) == 0]
+
+
+def _sharers(config: RunConfig, count: int) -> int:
+    """Returns how many of the devices share a seed."""
+    return count // math.gcd(count, config.seeds)
+
+
+def choose(config: RunConfig) -> jax.sharding.Mesh:
+    """Returns the devices of a run, [seeds, rows].
+
+    Raises:
+        ConfigError: there are not so many, or they cannot have equal shares.
+    """
+    there = jax.device_count()
+    used, can = count(config, there), valid(config, there)
+    if used not in can:
+        raise ConfigError(
+            f"devices is {used}; valid here: {', '.join(map(str, can))} (there are {there}, and"
+            f" collect.rows {config.collect.rows}, td3.batch_size {config.td3.batch_size} and seeds"
+            f" {config.seeds} are shared equally)"
+        )
+    sharers = _sharers(config, used)
+    return jax.make_mesh(
+        (used // sharers, sharers),
+        (SEEDS, mesh.AXIS),
+        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[:used],
+    )
