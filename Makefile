@@ -12,11 +12,11 @@ flag = $(if $(strip $(value $(2))),--$(1) '$(subst ','\'',$(value $(2)))')
 unexport TASK PROFILE SEED SEEDS RESUME RUN
 
 .DEFAULT_GOAL := help
-.PHONY: help train evaluate bench check test figures lint format lock no-such-device
+.PHONY: help train evaluate bench bench-anchor check test figures lint format lock no-such-device
 
 help: ## list the commands
 	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 train: $(STAMP) ## TASK=ant_dir [PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
 	@$(JMQL) train $(call flag,task,TASK) $(call flag,profile,PROFILE) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) $(call flag,resume,RESUME) $(ARGS)
@@ -27,6 +27,9 @@ evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256"]
 bench: $(STAMP) ## measure speed; a JSON file in experiments/results
 	@$(JMQL) bench $(ARGS)
 
+bench-anchor: $(VENV)/.installed-dev .venv-torch/.installed ## measure ours beside PyTorch
+	@$(VENV)/bin/python -m experiments.anchors .venv-torch/bin/python $(ARGS)
+
 check: $(VENV)/.installed-dev ## run the fast tests
 	@$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
 
@@ -35,6 +38,11 @@ test: $(VENV)/.installed-dev ## run all tests
 
 figures: $(VENV)/.installed-dev ## draw the pictures of the documents
 	@$(VENV)/bin/python -m experiments.figures $(ARGS)
+
+.venv-torch/.installed: experiments/anchors/requirements.txt
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
 
 lint: $(VENV)/.installed-dev ## check format, style and types
 	@$(VENV)/bin/ruff format --check .

@@ -1,0 +1,1 @@
+"""Others' ways to do the same work, to hold ours against."""

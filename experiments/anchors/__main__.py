@@ -1,0 +1,92 @@
+"""Our learner beside the same update in PyTorch, on the same cores, in turns.
+
+Run with `make bench-anchor`, which gives PyTorch an environment of its own, or with
+`python -m experiments.anchors PYTHON [FAMILY ...]`, where PYTHON has torch.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import bench, devices, presets, run
+from experiments.program import Program
+
+REPEATS, TURNS = 3, 2  # timed calls, each turn of ours between two of theirs
+OUT = Path("experiments/results")
+
+
+def theirs(python: str, program: Program) -> dict[str, Any]:
+    """Returns updates a second of PyTorch, on as many threads as the program has devices."""
+    config, env = program.config, program.env
+    size = {
+        "observation": env.observation_size,
+        "action": env.action_size,
+        "history": config.network.history_length,
+        "context": config.network.context_size,
+        "hidden": config.network.hidden_sizes,
+        "policy_delay": config.td3.policy_delay,
+        "batch": config.td3.batch_size,
+        "rows": config.collect.rows,
+        "slots": config.slots_per_row,
+        "updates": config.train.updates_per_round,
+        "repeats": REPEATS,
+        "threads": program.mesh.size,
+    }
+    script = Path(__file__).with_name("torch_td3.py")
+    done = subprocess.run(
+        [python, str(script)],
+        input=json.dumps(size),
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def compare(python: str, program: Program) -> dict[str, Any]:
+    """Returns medians of both, and their ratio, of calls that take turns."""
+    others, own = [theirs(python, program)], []
+    for _ in range(TURNS):
+        own.append(bench.learner(program, REPEATS)["per_second"])
+        others.append(theirs(python, program))
+    jmql, torch = np.median(own), np.median([x for other in others for x in other["speeds"]])
+    return {
+        "task": program.config.task,
+        "devices": program.mesh.size,
+        "jmql": float(jmql),
+        "torch": float(torch),
+        "ratio": float(jmql / torch),
+        "torch_version": others[0]["torch"],
+    }
+
+
+def main(python: str, *tasks: str) -> None:
+    """Prints a line for each family and number of devices, and writes anchor-<device>.json."""
+    devices.prepare(devices.cores())
+    record = run.describe(bench.paper("cheetah_dir"))
+    results = []
+    for task in tasks or presets.tasks("paper"):
+        for program in bench.alone_and_together(bench.paper(task)):
+            row = compare(python, program)
+            results.append(row)
+            print(
+                f"{task:<14}{row['devices']} devices  JMQL {row['jmql']:6.1f}  PyTorch"
+                f" {row['torch']:6.1f} updates/s  ratio {row['ratio']:.2f}",
+                flush=True,
+            )
+    kept = ("git_commit", "versions", "device", "platform")
+    answer = {"command": "make bench-anchor"} | {k: record[k] for k in kept}
+    path = OUT / f"anchor-{record['platform']}.json"
+    path.write_text(json.dumps(answer | {"results": results}, indent=2) + "\n", encoding="utf-8")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
