@@ -72,10 +72,14 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
         for program in alone_and_together(paper(task)):
             add("learner", task, "batch 256", learner(program, repeats))
     for task in _COLLECTION_TASKS if "collection" in parts else ():
+        config = presets.preset(task, "quick")
         for rows in _ROWS:
-            for program in alone_and_together(_rows(presets.preset(task, "quick"), rows)):
+            for program in alone_and_together(_rows(config, rows)):
                 measured = collection(program, repeats)
                 add("collection", f"{task} spring", f"{rows} rows", measured)
+        for program in alone_and_together(_rows(without_context(config), 64)):
+            measured = collection(program, repeats)
+            add("collection", f"{task} spring, no context", "64 rows", measured)
     for count in _TASKS if "adaptation" in parts else ():
         config = presets.preset("point_goal", "quick")
         tasks = dataclasses.replace(config.tasks, held_out=count)
@@ -226,6 +230,15 @@ def paper(task: str) -> RunConfig:
     config = presets.preset(task, "paper")
     short = dataclasses.replace(config.train, updates_per_round=_UPDATES)
     return dataclasses.replace(config, backend=envs.load(task).backends[0], train=short)
+
+
+def without_context(config: RunConfig) -> RunConfig:
+    """An agent that reads no history: what is saved is what the context costs."""
+    return dataclasses.replace(
+        config,
+        network=dataclasses.replace(config.network, context_size=0),
+        propensity=dataclasses.replace(config.propensity, observation=True),
+    )
 
 
 def _rows(config: RunConfig, rows: int) -> RunConfig:

@@ -212,7 +212,8 @@ def reversed_bandit() -> dict[str, np.ndarray]:
     def adapt(config, agent, memory):
         task = {"goal": jnp.array(-0.5)}
         learner = mql.learner(config, env.action_size)
-        return evaluate.evaluate_task(config, env, learner, agent, memory, task, jax.random.key(2))
+        keys = jax.random.key(2), jax.random.key(3)  # of its episodes, and of replay
+        return evaluate.evaluate_task(config, env, learner, agent, memory, task, *keys)
 
     stages = []
     for seed in range(SEEDS):
