@@ -36,14 +36,14 @@ hypothesis.settings.load_profile("jmql")
 SLOW = {
     f"tests.test_{name}"
     for name in (
-        "adapt checkpoint door envs evaluate families figures outside parity probes resume tracking"
-        " train"
+        "adapt checkpoint door envs evaluate families figures mesh outside parity probes resume"
+        " tracking train"
     ).split()
 }
 
 
 # A worker takes a file at a time: the longest first, so that none is left alone with one.
-LONGEST = "resume parity cli envs train adapt evaluate outside probes door".split()
+LONGEST = "resume parity cli envs mesh train adapt evaluate outside probes door".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
