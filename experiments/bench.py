@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ from jmql import evaluate, mesh, rollout
 from jmql.settings import ConfigError
 from jmql.train import TrainState
 from jmql.types import Key
+
+Row = tuple[str, str, str, dict[str, Any]]  # a part, what, its size, and numbers
 
 _COLLECTION_TASKS = ("cheetah_dir", "ant_dir")
 _UNITS = {"learner": "updates", "adaptation": "tasks"}
@@ -68,39 +70,8 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
         compiling = f"compile {measured['compile_seconds']:.1f} s"
         console.print(f"{part:<11}{what:<28}{size:>10}  {speed:>27}  {compiling}", soft_wrap=True)
 
-    for task in presets.tasks("paper") if "learner" in parts else ():
-        for program in alone_and_together(paper(task)):
-            add("learner", task, "batch 256", learner(program, repeats))
-    for task in _COLLECTION_TASKS if "collection" in parts else ():
-        config = presets.preset(task, "quick")
-        for rows in _ROWS:
-            for program in alone_and_together(_rows(config, rows)):
-                measured = collection(program, repeats)
-                add("collection", f"{task} spring", f"{rows} rows", measured)
-        for program in alone_and_together(_rows(without_context(config), 64)):
-            measured = collection(program, repeats)
-            add("collection", f"{task} spring, no context", "64 rows", measured)
-    for count in _TASKS if "adaptation" in parts else ():
-        config = presets.preset("point_goal", "quick")
-        tasks = dataclasses.replace(config.tasks, held_out=count)
-        for program in alone_and_together(dataclasses.replace(config, tasks=tasks)):
-            measured = adaptation(program, repeats)
-            add("adaptation", "point_goal", f"{count} tasks", measured)
-    # On CPU more rows take longer and tell nothing new.
-    physics_rows = (64,) if jax.default_backend() == "cpu" else (64, 512, 4096)
-    for task in _bodies() if "physics" in parts else ():
-        for backend in envs.load(task).backends:
-            config = presets.preset(task, presets.profiles(task)[0])
-            config = dataclasses.replace(config, backend=backend)
-            for rows in physics_rows:
-                for program in alone_and_together(_rows(config, rows)):
-                    measured = collection(program, repeats)
-                    add("physics", f"{task} {backend}", f"{rows} rows", measured)
-    for task in envs.FAMILIES if "cycle" in parts else ():
-        for profile in presets.profiles(task):
-            config = presets.preset(task, profile)
-            measured = {"compile_seconds": compile_seconds(build(config))}
-            add("cycle", f"{task} {config.backend}", profile, measured)
+    for row in measurements(parts, repeats):
+        add(*row)
     for task, size in replay_bytes.items():
         console.print(f"replay {task}: {size:.0f} bytes per transition")
 
@@ -114,6 +85,43 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
     }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console.print(f"written to {path}", soft_wrap=True)
+
+
+def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
+    """Yields part, what, size and numbers of everything that is measured."""
+    for task in presets.tasks("paper") if "learner" in parts else ():
+        for program in alone_and_together(paper(task)):
+            yield "learner", task, "batch 256", learner(program, repeats)
+    for task in _COLLECTION_TASKS if "collection" in parts else ():
+        config = presets.preset(task, "quick")
+        for rows in _ROWS:
+            for program in alone_and_together(_rows(config, rows)):
+                measured = collection(program, repeats)
+                yield "collection", f"{task} spring", f"{rows} rows", measured
+        for program in alone_and_together(_rows(without_context(config), 64)):
+            measured = collection(program, repeats)
+            yield "collection", f"{task} spring, no context", "64 rows", measured
+    for count in _TASKS if "adaptation" in parts else ():
+        config = presets.preset("point_goal", "quick")
+        tasks = dataclasses.replace(config.tasks, held_out=count)
+        for program in alone_and_together(dataclasses.replace(config, tasks=tasks)):
+            measured = adaptation(program, repeats)
+            yield "adaptation", "point_goal", f"{count} tasks", measured
+    # On CPU more rows take longer and tell nothing new.
+    physics_rows = (64,) if jax.default_backend() == "cpu" else (64, 512, 4096)
+    for task in _bodies() if "physics" in parts else ():
+        for backend in envs.load(task).backends:
+            config = presets.preset(task, presets.profiles(task)[0])
+            config = dataclasses.replace(config, backend=backend)
+            for rows in physics_rows:
+                for program in alone_and_together(_rows(config, rows)):
+                    measured = collection(program, repeats)
+                    yield "physics", f"{task} {backend}", f"{rows} rows", measured
+    for task in envs.FAMILIES if "cycle" in parts else ():
+        for profile in presets.profiles(task):
+            config = presets.preset(task, profile)
+            measured = {"compile_seconds": compile_seconds(build(config))}
+            yield "cycle", f"{task} {config.backend}", profile, measured
 
 
 def learner(program: Program, repeats: int) -> dict[str, Any]:
