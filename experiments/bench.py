@@ -28,6 +28,7 @@ _UNITS = {"learner": "updates", "adaptation": "tasks"}
 _UNITS |= {"collection": "env steps", "physics": "env steps"}
 _ROWS = (1, 8, 64, 512, 4096)
 _TASKS = (1, 8, 32, 128)
+_SHARES = (128, 64, 32)  # of a batch of 256: what one of several devices has to do
 _UPDATES = 100  # critic steps in a timed call
 _STEPS = 50  # steps of each row in a timed call
 
@@ -92,6 +93,12 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
     for task in presets.tasks("paper") if "learner" in parts else ():
         for program in alone_and_together(paper(task)):
             yield "learner", task, "batch 256", learner(program, repeats)
+    for share in _SHARES if "learner" in parts else ():
+        config = paper("cheetah_dir")
+        config = dataclasses.replace(
+            config, devices=1, td3=dataclasses.replace(config.td3, batch_size=share)
+        )
+        yield "learner", "cheetah_dir, a share", f"batch {share}", learner(build(config), repeats)
     for task in _COLLECTION_TASKS if "collection" in parts else ():
         config = presets.preset(task, "quick")
         for rows in _ROWS:

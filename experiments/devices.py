@@ -2,16 +2,15 @@
 
 import math
 import os
-from pathlib import Path
 
 import jax
 import psutil
 
 from experiments.config import RunConfig
+from experiments.memory import CGROUPS
 from jmql import mesh, replay
 from jmql.settings import ConfigError
 
-_GROUPS = Path("/sys/fs/cgroup")
 SEEDS = "seeds"  # the other axis: seeds have nothing to say to each other
 _SHARE = 32  # of a batch; a smaller one is not worth a device by itself
 _QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
@@ -46,7 +45,7 @@ def cores() -> int:
         counts.append(len(os.sched_getaffinity(0)))
     for files in _QUOTAS:
         try:
-            quota, period = " ".join((_GROUPS / name).read_text() for name in files).split()
+            quota, period = " ".join((CGROUPS / name).read_text() for name in files).split()
             if int(quota) > 0:
                 counts.append(max(1, int(quota) // int(period)))
         except (OSError, ValueError):  # not there, or "max"

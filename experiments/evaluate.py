@@ -50,6 +50,34 @@ def evaluate(folder: Path, config: RunConfig, num_tasks: int, seed: int, split: 
         _evaluate(folder, program, num_tasks, seed, ranges)
 
 
+def adapted(program: Program, state: TrainState, tasks: Task, key: Key) -> dict[str, np.ndarray]:
+    """Returns the metrics [S, N] of `jmql.evaluate` on N tasks, some of them at a time."""
+    num_tasks = len(jax.tree.leaves(tasks)[0])
+    size = min(num_tasks, _CHUNK)
+
+    def evaluated(state: TrainState, tasks: Task, key: Key) -> Metrics:
+        def one(state: TrainState) -> Metrics:
+            return algorithm.evaluate(
+                program.config, program.env, program.learner, state.agent, state.memory, tasks, key
+            )
+
+        return cast(Metrics, each(one, state))
+
+    parts, first = [], jax.tree.map(lambda x: x[:size], tasks)
+    compiled = jax.jit(program.spread(evaluated, EQUAL)).lower(state, first, key).compile()
+    needed = memory.in_one(memory.of_program(compiled), program.mesh)
+    memory.refuse_too_much("this evaluation", needed)
+    for i in range(-(-num_tasks // size)):
+        # The last chunk is filled up with tasks from the beginning; they are dropped below.
+        index = np.arange(i * size, (i + 1) * size) % num_tasks
+        chunk = jax.tree.map(lambda x, index=index: x[index], tasks)
+        parts.append(jax.device_get(compiled(state, chunk, jax.random.fold_in(key, i))))
+    metrics: dict[str, np.ndarray] = jax.tree.map(
+        lambda *x: np.concatenate(x, axis=1)[:, :num_tasks], *parts
+    )
+    return metrics
+
+
 def _evaluate(
     folder: Path,
     program: Program,
@@ -60,32 +88,9 @@ def _evaluate(
     state = run.trained(folder, program)
     key = jax.random.key(seed)
     tasks = program.env.sample_tasks(derive(key, "fresh tasks"), num_tasks, ranges)
-    key = derive(key, "fresh evaluation")
-    size = min(num_tasks, _CHUNK)
-    chunks = -(-num_tasks // size)
-
-    def adapt(state: TrainState, tasks: Task, key: Key) -> Metrics:
-        def one(state: TrainState) -> Metrics:
-            return algorithm.evaluate(
-                program.config, program.env, program.learner, state.agent, state.memory, tasks, key
-            )
-
-        return cast(Metrics, each(one, state))
-
-    parts, first = [], jax.tree.map(lambda x: x[:size], tasks)
     with console.status(f"adapting to {num_tasks} tasks"):
-        spread = jax.jit(program.spread(adapt, EQUAL))
-        compiled = spread.lower(state, first, key).compile()
-        needed = memory.in_one(memory.of_program(compiled), program.mesh)
-        memory.refuse_too_much("this evaluation", needed)
-        for i in range(chunks):
-            # The last chunk is filled up with tasks from the beginning; they are dropped below.
-            index = np.arange(i * size, (i + 1) * size) % num_tasks
-            chunk = jax.tree.map(lambda x, index=index: x[index], tasks)
-            fold = jax.random.fold_in(key, i)
-            parts.append(jax.device_get(compiled(state, chunk, fold)))
+        per_task = adapted(program, state, tasks, derive(key, "fresh evaluation"))
     summarize = functools.partial(algorithm.summarize, program.learner)
-    per_task = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :num_tasks], *parts)
     summary = jax.device_get(jax.vmap(summarize)(jax.tree.map(jnp.asarray, per_task)))
     steps = int(state.rounds[0]) * program.config.steps_per_round
     measured = flatten(program.config, Kind.MEASURED)

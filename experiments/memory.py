@@ -14,8 +14,8 @@ from jmql.settings import ConfigError
 from jmql.train import TrainState
 
 # What a container may use, and uses, under cgroup version 2 and 1.
-_GROUPS = Path("/sys/fs/cgroup")
-_CGROUPS = (
+CGROUPS = Path("/sys/fs/cgroup")
+_LIMITS = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
@@ -63,13 +63,13 @@ def there_is() -> int:
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stat and "bytes_limit" in stat for stat in stats):
         return min(int(stat["bytes_limit"] - stat.get("bytes_in_use", 0)) for stat in stats)
-    return min(psutil.virtual_memory().available, *(_left(*files) for files in _CGROUPS))
+    return min(psutil.virtual_memory().available, *(_left(*files) for files in _LIMITS))
 
 
 def _left(limit: str, used: str) -> int:
     """Returns what a control group leaves, or a large number where there is none."""
     try:
-        limited, in_use = (int((_GROUPS / name).read_text()) for name in (limit, used))
+        limited, in_use = (int((CGROUPS / name).read_text()) for name in (limit, used))
     except (OSError, ValueError):  # not there, or "max"
         return 2**63
     return limited - in_use

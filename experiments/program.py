@@ -50,12 +50,9 @@ class Program:
     mesh: Mesh  # devices [seeds, rows]
     shapes: TrainState  # of every seed, leaves [S, ...], with the devices that hold them
 
-    def init(self, keys: Key) -> TrainState:
-        """Returns the TrainState of every seed, leaves [S, ...], for keys [S]."""
-        return self._init(keys)
-
     @functools.cached_property
-    def _init(self) -> Callable[[Key], TrainState]:
+    def init(self) -> Callable[[Key], TrainState]:
+        """A function that returns the TrainState of every seed, leaves [S, ...], for keys [S]."""
         one = functools.partial(train.init, self.config, self.env, self.learner, self.train_tasks)
         return jax.jit(jax.vmap(one), out_shardings=shardings(self.mesh))
 
