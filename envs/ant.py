@@ -25,7 +25,7 @@ class Ant(Body):
         "spring": Engine(timestep=0.005, substeps=10),
         "positional": Engine(timestep=0.005, substeps=10, gear=(200.0,) * 8),
         "generalized": Engine(timestep=0.01, substeps=5),
-        "mjx": Engine(timestep=0.01, substeps=5, runge_kutta=True),
+        "mjx": Engine(timestep=0.01, substeps=5, runge_kutta=True, contacts=8),
     }
 
 

@@ -12,7 +12,7 @@ from envs.physics import Body, Engine
 
 # Brax's own settings of this model: its penalty-based engines need short steps and softer motors.
 _SOFT = Engine(timestep=0.003125, substeps=16, gear=(120.0, 90.0, 60.0, 120.0, 100.0, 100.0))
-_STIFF = Engine(timestep=0.01, substeps=5)
+_STIFF = Engine(timestep=0.01, substeps=5, contacts=8)
 
 
 class Cheetah(Body):

@@ -35,7 +35,9 @@ class HumanoidDir(Body):
     film = Film(elevation=20.0, azimuth=35.0, seconds=0.45, height=2.35)
     body = "humanoid"
     model = "humanoid.xml"
-    engines: ClassVar = {"mjx": Engine(timestep=_TIMESTEP, substeps=5, runge_kutta=True)}
+    engines: ClassVar = {
+        "mjx": Engine(timestep=_TIMESTEP, substeps=5, runge_kutta=True, contacts=16)
+    }
     reset_noise = 0.01
     normal_velocity = False
 

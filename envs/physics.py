@@ -39,6 +39,9 @@ class Engine:
     substeps: int  # physics steps in a control step
     gear: tuple[float, ...] = ()  # of the motors; empty: as in the model
     runge_kutta: bool = False  # mjx: by MuJoCo's Runge-Kutta of order 4, else by its Euler
+    # mjx: the most contacts at a time that have friction, and that have none. Where there are more
+    # the deepest count. Each costs its forces at every step, whether it touches or not; 0: all.
+    contacts: int = 0
 
 
 class Body(Environment):
@@ -212,7 +215,13 @@ def _load(backend: str, model: str | Path, engine: Engine) -> tuple[Any, Any]:
 def _mjx_system(path: Path, engine: Engine) -> Any:
     """Returns the System of a model, for mjx only."""
     mujoco = importlib.import_module("mujoco")
-    native = mujoco.MjModel.from_xml_path(str(path))
+    source = mujoco.MjSpec.from_file(str(path))
+    # A model's custom numbers are for other engines, and MJX finds only a first one.
+    for numeric in list(source.numerics):
+        source.delete(numeric)
+    if engine.contacts:
+        source.add_numeric(name="max_contact_points", size=1, data=[engine.contacts])
+    native = source.compile()
     native.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # humanoid asks for PGS, which MJX lacks
     # Of MuJoCo's 50 most would do nothing, and MJX runs them all. Parity is tested with these 4;
     # experiments/solver.py measures others.
@@ -221,9 +230,7 @@ def _mjx_system(path: Path, engine: Engine) -> Any:
     if engine.runge_kutta:
         native.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
     # Not mjcf.load: it joins bodies without a joint to their parents, and humanoid shows its feet.
-    system = importlib.import_module("brax.io.mjcf").load_model(native)
-    # Gymnasium begins at qpos0; Brax would read a number `init_qpos` that ant's model has.
-    return system.replace(init_q=jnp.asarray(native.qpos0))
+    return importlib.import_module("brax.io.mjcf").load_model(native)
 
 
 def _borrowed(backend: str, model: str) -> Path:

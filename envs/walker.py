@@ -39,7 +39,7 @@ class WalkerParams(Body):
     film = Film(elevation=0.0, azimuth=0.0, seconds=0.4, height=2.15)
     body = "walker"
     model = "walker2d.xml"
-    engines: ClassVar = {"mjx": Engine(timestep=0.004, substeps=4, runge_kutta=True)}
+    engines: ClassVar = {"mjx": Engine(timestep=0.004, substeps=4, runge_kutta=True, contacts=8)}
     reset_noise = 0.005
     normal_velocity = False
 

@@ -504,6 +504,26 @@ def test_a_free_box_of_a_model_of_ones_own_is_that_of_native_mujoco(
     assert np.abs(observation[-1] - first).max() > 0.3
 
 
+# --- How many contacts are kept.
+
+
+@pytest.mark.parametrize("family", ["cheetah_dir", "ant_dir", "humanoid_dir", "walker_params"])
+def test_bodies_never_have_more_contacts_than_are_kept(family):
+    body, kept = BODIES[family], envs.load(family).engines["mjx"].contacts
+    model, random = native_model(body), np.random.default_rng(0)
+    data, (low, high) = mujoco.MjData(model), model.actuator_ctrlrange.T
+    most = dict.fromkeys((1, 3), 0)  # by dimension: those with friction count apart
+    for step in range(4000):
+        if step % 100 == 0:  # also of bodies that have fallen
+            mujoco.mj_resetData(model, data)
+        if step % 4 == 0:
+            data.ctrl[:] = np.where(random.random(model.nu) < 0.5, low, high)
+        mujoco.mj_step(model, data, body.substeps)
+        for dimension in most:
+            most[dimension] = max(most[dimension], (data.contact.dim == dimension).sum())
+    assert 1 < max(most.values()) <= kept, most
+
+
 # --- Where an episode begins.
 
 
