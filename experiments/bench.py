@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import envs
-from experiments import guard, memory, presets, run
-from experiments.config import RunConfig
+from experiments import guard, memory, presets, products, run
+from experiments.config import RunConfig, RunFailed
 from experiments.program import EQUAL, SHARED, Program, build, each
 from experiments.terminal import console
 from jmql import evaluate, mesh, rollout
@@ -25,7 +25,7 @@ Row = tuple[str, str, str, dict[str, Any]]  # a part, what, its size, and number
 
 _COLLECTION_TASKS = ("cheetah_dir", "ant_dir")
 _UNITS = {"learner": "updates", "adaptation": "tasks"}
-_UNITS |= {"collection": "env steps", "physics": "env steps"}
+_UNITS |= dict.fromkeys(("collection", "physics", "cycle"), "env steps")
 _ROWS = (1, 8, 64, 512, 4096)
 _TASKS = (1, 8, 32, 128)
 _SHARES = (128, 64, 32)  # of a batch of 256: what one of several devices has to do
@@ -40,6 +40,9 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
         out: the folder of the JSON file.
         repeats: timed calls of each program; the median counts.
         parts: what is measured.
+
+    Raises:
+        RunFailed: the learner has lost a third of its share of its bound, against the file before.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -66,10 +69,11 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
 
     def add(part: str, what: str, size: str, measured: dict[str, Any]) -> None:
         results.append({"part": part, "what": what, "size": size} | measured | source)
-        speed = f"{measured['per_second']:,.1f} {_UNITS[part]}/s" if part in _UNITS else ""
+        speed = f"{measured['per_second']:,.1f} {_UNITS[part]}/s" if "devices" in measured else ""
         speed += f" on {measured['devices']}" if speed else ""
+        speed += f", {measured['of_bound']:.0%} of bound" if "of_bound" in measured else ""
         compiling = f"compile {measured['compile_seconds']:.1f} s"
-        console.print(f"{part:<11}{what:<28}{size:>10}  {speed:>27}  {compiling}", soft_wrap=True)
+        console.print(f"{part:<11}{what:<28}{size:>10}  {speed:>41}  {compiling}", soft_wrap=True)
 
     for row in measurements(parts, repeats):
         add(*row)
@@ -86,13 +90,35 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
     }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console.print(f"written to {path}", soft_wrap=True)
+    refuse_slower(results, before)
+
+
+def refuse_slower(results: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
+    """Compares shares of the bound with those of an earlier benchmark.
+
+    Raises:
+        RunFailed: one has fallen by a third.
+    """
+
+    def shares(rows: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
+        return {(x["what"], x["devices"]): x["of_bound"] for x in rows if "of_bound" in x}
+
+    earlier = shares(before)
+    for name, share in shares(results).items():
+        if share < 2 / 3 * earlier.get(name, 0.0):
+            raise RunFailed(
+                f"the learner of {name[0]} on {name[1]} runs at {share:.0%} of its matrix products"
+                f" alone; in the file before it was {earlier[name]:.0%}"
+            )
 
 
 def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
     """Yields part, what, size and numbers of everything that is measured."""
     for task in presets.tasks("paper") if "learner" in parts else ():
         for program in alone_and_together(paper(task)):
-            yield "learner", task, "batch 256", learner(program, repeats)
+            measured = learner(program, repeats)
+            share = measured["per_second"] / bound(program, repeats)
+            yield "learner", task, "batch 256", measured | {"of_bound": share}
     for share in _SHARES if "learner" in parts else ():
         config = paper("cheetah_dir")
         config = dataclasses.replace(
@@ -114,21 +140,24 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
         for program in alone_and_together(dataclasses.replace(config, tasks=tasks)):
             measured = adaptation(program, repeats)
             yield "adaptation", "point_goal", f"{count} tasks", measured
-    # On CPU more rows take longer and tell nothing new.
-    physics_rows = (64,) if jax.default_backend() == "cpu" else (64, 512, 4096)
+    on_cpu = jax.default_backend() == "cpu"
     for task in _bodies() if "physics" in parts else ():
         for backend in envs.load(task).backends:
             config = presets.preset(task, presets.profiles(task)[0])
             config = dataclasses.replace(config, backend=backend)
-            for rows in physics_rows:
+            few = (32, 64, 128) if backend == "mjx" else (64,)
+            for rows in few if on_cpu else (64, 512, 4096):
                 for program in alone_and_together(_rows(config, rows)):
                     measured = collection(program, repeats)
                     yield "physics", f"{task} {backend}", f"{rows} rows", measured
     for task in envs.FAMILIES if "cycle" in parts else ():
         for profile in presets.profiles(task):
             config = presets.preset(task, profile)
-            measured = {"compile_seconds": compile_seconds(build(config))}
-            yield "cycle", f"{task} {config.backend}", profile, measured
+            # Cycles of `paper` take minutes on CPU, and tell no more than the learner does.
+            many = alone_and_together(config) if profile == "quick" else [build(config)]
+            for program in many:
+                measured = cycle(program, repeats if profile == "quick" else 0)
+                yield "cycle", f"{task} {config.backend}", profile, measured
 
 
 def learner(program: Program, repeats: int) -> dict[str, Any]:
@@ -139,6 +168,28 @@ def learner(program: Program, repeats: int) -> dict[str, Any]:
         return program.learner.learn(state.agent, state.memory, key, flag, none)
 
     return measure(program, updates, EQUAL, program.config.train.updates_per_round, repeats)
+
+
+def bound(program: Program, repeats: int) -> float:
+    """Updates a second if the matrix products of a device's share of them were all there is."""
+    config = program.config
+    held = config.td3.batch_size // program.mesh.shape[mesh.AXIS]
+    share = build(
+        dataclasses.replace(config, devices=1, td3=dataclasses.replace(config.td3, batch_size=held))
+    )
+
+    def learn(state: TrainState, key: Key) -> Any:
+        flag, none = jnp.ones((), bool), jnp.int32(0)
+        return share.learner.learn(state.agent, state.memory, key, flag, none)
+
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), share.shapes)
+    moves = 1 / config.td3.policy_delay  # of the actor, by update
+    found = products.count(learn, one, jax.random.key(0), branch=moves)
+
+    def compute(_: TrainState, key: Key) -> Any:
+        return products.compute(found, _UPDATES, key)
+
+    return float(measure(program, compute, EQUAL, _UPDATES, repeats)["per_second"])
 
 
 def collection(program: Program, repeats: int) -> dict[str, Any]:
@@ -208,20 +259,34 @@ def measure(
         begun = time.monotonic()
         jax.block_until_ready(compiled(state, key))
         seconds.append(time.monotonic() - begun)
+    return speeds(program, count, seconds) | {"compile_seconds": compile_seconds}
+
+
+def cycle(program: Program, repeats: int) -> dict[str, Any]:
+    """Seconds to trace and compile a cycle and, with repeats, environment steps a second in one."""
+    begun = time.monotonic()
+    compiled = program.compile()
+    compiling = {"compile_seconds": time.monotonic() - begun}
+    if not repeats:
+        return compiling
+    rounds, yes = jnp.int32(program.config.train.rounds_per_cycle), jnp.ones((), bool)
+    state, seconds = program.init(program.keys), []
+    for _ in range(1 + repeats):
+        begun = time.monotonic()
+        state, *_ = jax.block_until_ready(compiled(state, rounds, ~yes, yes))
+        seconds.append(time.monotonic() - begun)
+    steps = program.config.train.rounds_per_cycle * program.config.steps_per_round
+    return speeds(program, steps, seconds[1:]) | compiling
+
+
+def speeds(program: Program, count: int, seconds: Sequence[float]) -> dict[str, Any]:
+    """Describes calls of so many seconds, in each of which `count` things were done."""
     return {
         "devices": program.mesh.size,
         "per_second": count / float(np.median(seconds)),
         "slowest": count / max(seconds),
         "fastest": count / min(seconds),
-        "compile_seconds": compile_seconds,
     }
-
-
-def compile_seconds(program: Program) -> float:
-    """Seconds to trace and compile a cycle."""
-    begun = time.monotonic()
-    program.compile()
-    return time.monotonic() - begun
 
 
 def alone_and_together(config: RunConfig) -> list[Program]:
