@@ -120,13 +120,13 @@ def each(function: Callable[[TrainState], Any], states: TrainState) -> Any:
     return jax.tree.map(lambda x: x[None], lone)
 
 
-def build(run: RunConfig) -> Program:
-    """Builds environment, networks and tasks.
+def named(run: RunConfig) -> tuple[Environment, dict[str, Any], dict[str, Any]]:
+    """Returns what a configuration names: the environment, and the ranges that training and
+    held-out tasks are drawn from.
 
     Raises:
-        ConfigError: the configuration cannot work.
+        ConfigError: there is no such thing.
     """
-    run.validate()
     try:
         env = envs.make(run.task, run.backend, observe_task=run.observe_task)
     except ValueError as error:
@@ -134,6 +134,17 @@ def build(run: RunConfig) -> Program:
     train_ranges, held_out_ranges = split(env, run.task, run.split)
     train_ranges |= explicit(env, run.task, run.tasks.train_ranges)
     held_out_ranges |= explicit(env, run.task, run.tasks.held_out_ranges)
+    return env, train_ranges, held_out_ranges
+
+
+def build(run: RunConfig) -> Program:
+    """Builds environment, networks and tasks.
+
+    Raises:
+        ConfigError: the configuration cannot work.
+    """
+    run.validate()
+    env, train_ranges, held_out_ranges = named(run)
     learner, key = mql.learner(run, env.action_size), jax.random.key(run.tasks.seed)
 
     def draw(purpose: str, num: int, ranges: dict[str, Any]) -> Task:

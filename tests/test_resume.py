@@ -332,8 +332,31 @@ def test_a_damaged_setting_is_named(damage, copied):
     assert f"config.json is not what a run has written: {said}" in refused()
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"task": "point_gaol"}, "no task family 'point_gaol'; did you mean point_goal?"),
+        ({"backend": "spring"}, "point_goal does not run on backend 'spring'; it runs on none"),
+        ({"split": "odd"}, "point_goal has no split 'odd'"),
+    ],
+)
+def test_a_name_in_config_json_that_says_nothing_is_its_fault(settings, said, copied):
+    folder, refused = copied
+    change(folder, lambda config: config.update(settings))
+    assert f"jmql: {folder / 'config.json'}: {said}" in refused()
+    assert f"jmql: {folder / 'config.json'}: {said}" in refused(command="evaluate", flag="--run")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "{}", "\xff"])
+def test_a_config_json_that_is_none_is_named(text, copied):
+    folder, refused = copied
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert f"{folder / 'config.json'} is not what a run has written: " in refused()
+
+
 GOALS = {
     "counts": (np.zeros((3, 2), np.float32), "of {}/config.json has written: train/goal"),
+    "values": (np.full((4, 2), np.nan, np.float32), "has written: train/goal is not finite"),
 }
 
 
