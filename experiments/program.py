@@ -21,7 +21,7 @@ from jmql.config import Ranges
 from jmql.keys import derive
 from jmql.learner import Learner
 from jmql.replay import ReplayState
-from jmql.settings import ConfigError
+from jmql.settings import LARGEST_INT, ConfigError
 from jmql.train import TrainState
 from jmql.types import Array, Key, Metrics, Task
 
@@ -145,6 +145,7 @@ def build(run: RunConfig) -> Program:
     """
     run.validate()
     env, train_ranges, held_out_ranges = named(run)
+    refuse_uncounted(run, env)
     learner, key = mql.learner(run, env.action_size), jax.random.key(run.tasks.seed)
 
     def draw(purpose: str, num: int, ranges: dict[str, Any]) -> Task:
@@ -179,6 +180,17 @@ def build(run: RunConfig) -> Program:
     count = memory.at_least(run, shapes, over) + tasks
     memory.refuse_too_much(f"this run ({largest})", count)
     return Program(run, env, learner, train_tasks(), held_out(), held_out_ranges, over, shapes)
+
+
+def refuse_uncounted(run: RunConfig, env: Environment) -> None:
+    """Raises ConfigError if the classifier of adaptation would see more than can be counted."""
+    seen = 2 * (run.adapt.episodes * env.episode_length + run.tasks.train)
+    if seen > LARGEST_INT:
+        raise ConfigError(
+            f"adapt.episodes is {run.adapt.episodes}; in episodes of {env.episode_length} steps,"
+            f" with as many of replay, that is {seen:,} transitions, and at most {LARGEST_INT:,}"
+            " can be counted"
+        )
 
 
 def split(env: Environment, task: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
