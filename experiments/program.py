@@ -137,8 +137,12 @@ def named(run: RunConfig) -> tuple[Environment, dict[str, Any], dict[str, Any]]:
     return env, train_ranges, held_out_ranges
 
 
-def build(run: RunConfig) -> Program:
+def build(run: RunConfig, held_out_at_once: int | None = None) -> Program:
     """Builds environment, networks and tasks.
+
+    Args:
+        run: the configuration.
+        held_out_at_once: tasks that are adapted to side by side; None: as in training, all.
 
     Raises:
         ConfigError: the configuration cannot work.
@@ -175,10 +179,14 @@ def build(run: RunConfig) -> Program:
         "learners": shapes.agent,
         "held-out tasks": jax.eval_shape(held_out),
     }
-    largest = ", ".join(f"{k} {memory.human_bytes(memory.size(v))}" for k, v in parts.items())
-    tasks = memory.in_one(memory.size(parts["held-out tasks"]), over)
-    count = memory.at_least(run, shapes, over) + tasks
-    memory.refuse_too_much(f"this run ({largest})", count)
+    count = held_out_at_once or run.tasks.held_out
+    work = memory.at_least(run, env.episode_length, count, shapes, over)
+    most = max(work, key=lambda what: work[what])
+    sizes = {name: memory.size(part) for name, part in parts.items()}
+    sizes[most] = memory.in_one(work[most], over)
+    least = memory.of_state(shapes) + memory.size(parts["held-out tasks"]) + work[most]
+    largest = ", ".join(f"{name} {memory.human_bytes(size)}" for name, size in sizes.items())
+    memory.refuse_too_much(f"this run ({largest})", memory.in_one(least, over))
     return Program(run, env, learner, train_tasks(), held_out(), held_out_ranges, over, shapes)
 
 

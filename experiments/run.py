@@ -124,12 +124,13 @@ def read_config(folder: Path) -> RunConfig:
         raise _damaged(path, error) from None
 
 
-def load(folder: Path, config: RunConfig) -> Program:
+def load(folder: Path, config: RunConfig, held_out_at_once: int | None = None) -> Program:
     """Returns the program of a run directory, with the tasks that it saved.
 
     Args:
         folder: the run directory.
         config: its configuration, in which what `identity` leaves out may have changed.
+        held_out_at_once: as for `build`.
 
     Raises:
         ConfigError: the folder is not a run directory.
@@ -138,7 +139,7 @@ def load(folder: Path, config: RunConfig) -> Program:
         named(config)
     except ConfigError as error:  # of identity, which is config.json's
         raise ConfigError(f"{folder / _CONFIG}: {error}") from None
-    new = build(config)
+    new = build(config, held_out_at_once)
     tasks = {"train": new.train_tasks, "held_out": new.held_out}
     path = folder / _TASKS
     try:

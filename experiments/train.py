@@ -101,8 +101,8 @@ def go_on(
     saving = memory.size(run.saved(config, program.shapes)) if jax.default_backend() == "cpu" else 0
     try:
         memory.refuse_too_much(
-            "beside its state, a cycle of this run (td3.batch_size, adapt.batch_multiple,"
-            " tasks.held_out, network.hidden_sizes and seeds make it)",
+            f"beside its state, a cycle of this run ({memory.SETTINGS}, tasks.held_out and seeds"
+            " make it)",
             memory.in_one(memory.of_program(cycle), program.mesh) + saving,
         )
     except ConfigError:

@@ -200,9 +200,13 @@ MISTAKES = {
     (*TRAIN, "--tasks.held-out", "1000000000"): "GB of memory and",
     (*TRAIN, "--seeds", "1000000000"): "GB of memory and",
     (*TRAIN, *HUGE_ROWS): "GB of memory and",
-    (*TRAIN, *HUGE_BATCH): "GB of memory and",
+    (*TRAIN, *HUGE_BATCH): "training (td3.batch_size) ",
     (*TRAIN, "--adapt.batch-multiple", "2147483647"): "adapt.batch_multiple is 2147483647; with",
+    (*TRAIN, "--adapt.batch-multiple", "16000000"): "and a batch (adapt.batch_multiple, td3",
     (*TRAIN, "--adapt.episodes", "1000000000"): "adapt.episodes is 1000000000; in episodes of 200",
+    (*TRAIN, "--adapt.episodes", "1000000"): "new data of 16 held-out tasks (adapt.epi",
+    (*TRAIN, "--evaluate.episodes", "2147483647"): "evaluate.episodes, evaluate.history",
+    (*TRAIN, "--evaluate.history-length", "2147483647"): "evaluate.episodes, evaluate.history",
     ("bench", "--repeats", "0"): "repeats is 0; it must be at least 1",
     ("bench", "--out", "/dev/null/x"): "out is /dev/null/x; it must be a folder",
     ("evaluate",): "--run",
@@ -233,8 +237,11 @@ def test_an_evaluation_that_cannot_be_is_one_line_before_anything_is_read(
     before = sorted(folder.iterdir())
     for words, said in {
         ("--adapt.batch-multiple", "2147483647"): "adapt.batch_multiple is 2147483647; with td3.ba",
+        ("--adapt.batch-multiple", "130000000"): "and a batch (adapt.batch_multiple, td3.batch",
         ("--adapt.episodes", "1000000000"): "adapt.episodes is 1000000000; in episodes of 200",
         ("--adapt.episodes", "11000000"): "adapt.episodes is 11000000; in episodes of 200",
+        ("--evaluate.episodes", "2147483647"): "episodes of 32 held-out tasks (adapt.episodes, ev",
+        ("--num-tasks", "1", "--adapt.episodes", "5000000"): "new data of 1 held-out tasks (adapt.",
     }.items():
         with pytest.raises(SystemExit) as stop:
             cli.main(["evaluate", "--run", str(folder), *words])
