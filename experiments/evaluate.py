@@ -37,7 +37,7 @@ def evaluate(folder: Path, config: RunConfig, num_tasks: int, seed: int, split: 
     Raises:
         ConfigError: the folder is not a finished run, or a value cannot work.
     """
-    program = run.load(folder, config)
+    program = run.load(folder, config, min(num_tasks, _CHUNK))
     if not program.config.checkpoint.replay:
         raise ConfigError(
             f"{folder} was saved without its replay (checkpoint.replay False);"
@@ -66,7 +66,7 @@ def adapted(program: Program, state: TrainState, tasks: Task, key: Key) -> dict[
     parts, first = [], jax.tree.map(lambda x: x[:size], tasks)
     compiled = jax.jit(program.spread(evaluated, EQUAL)).lower(state, first, key).compile()
     needed = memory.in_one(memory.of_program(compiled), program.mesh)
-    memory.refuse_too_much("this evaluation", needed)
+    memory.refuse_too_much(f"this evaluation ({memory.SETTINGS} and num_tasks make it)", needed)
     for i in range(-(-num_tasks // size)):
         # The last chunk is filled up with tasks from the beginning; they are dropped below.
         index = np.arange(i * size, (i + 1) * size) % num_tasks

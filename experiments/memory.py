@@ -9,7 +9,6 @@ import psutil
 from jax.sharding import Mesh
 
 from experiments.config import RunConfig
-from jmql import replay
 from jmql.settings import ConfigError
 from jmql.train import TrainState
 
@@ -20,28 +19,63 @@ _LIMITS = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 
+# What a compiled program needs follows from these before all.
+SETTINGS = (
+    "td3.batch_size, adapt.batch_multiple, adapt.episodes, evaluate.episodes,"
+    " evaluate.history_length, network.hidden_sizes"
+)
 
-def at_least(config: RunConfig, shapes: TrainState, over: Mesh) -> int:
-    """Returns bytes that training cannot do without: its state, and for each seed a batch and an
-    agent for each held-out task, which are all adapted to side by side. See `in_one`.
 
-    Args:
-        config: of the run.
-        shapes: of the TrainState of every seed, leaves [S, ...], with the devices that hold them.
-        over: devices [seeds, rows].
-    """
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    num, history = config.td3.batch_size, config.network.history_length
-    batch = jax.eval_shape(lambda m, k: replay.sample(m, k, num, history), one.memory, key)
-    groups, sharers = over.devices.shape
-    adapted = -(-config.tasks.held_out // sharers) * size(one.agent)
-    seeds = config.seeds // groups * (size(batch) // sharers + adapted)
-    state = sum(
+def of_state(shapes: TrainState) -> int:
+    """Returns the bytes that each device holds of a TrainState, leaves [S, ...]."""
+    return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(shapes)
     )
-    return in_one(state + seeds, over)
+
+
+def at_least(
+    config: RunConfig, length: int, held_out: int, shapes: TrainState, over: Mesh
+) -> dict[str, int]:
+    """Returns bytes that each device cannot do without beside its state, for each of the things
+    that it does in turn, called by what they are and the settings that they follow from.
+
+    Args:
+        config: of the run.
+        length: of an episode.
+        held_out: tasks that are adapted to side by side.
+        shapes: of the TrainState of every seed, leaves [S, ...], with the devices that hold them.
+        over: devices [seeds, rows].
+    """
+    adapt, evaluate, network = config.adapt, config.evaluate, config.network
+    actors, data = shapes.actors, shapes.memory.data
+    groups, sharers = over.devices.shape
+    seeds, tasks = config.seeds // groups, -(-held_out // sharers)
+
+    agent = size(shapes.agent) // config.seeds
+    row = size(actors.env_state) // actors.episode_return.size
+    step = size(actors.history) // actors.history.mask.size
+    if network.context_size == 0:
+        step = 0  # nothing reads a history, and XLA leaves it out
+    observation = size(data.observation) // data.reward.size
+    sample = size(data) // data.reward.size + network.history_length * step
+    seen = max(network.history_length, evaluate.history_length) * step
+    episodes = 2 * max(adapt.episodes, evaluate.episodes)  # two actors play at a time
+    agents = tasks * agent if adapt.step1_updates else 0
+    # One batch for all tasks.
+    drawn = adapt.batch_multiple * config.td3.batch_size if adapt.step2_updates else 0
+
+    of = f"{held_out:,} held-out tasks"
+    counts = {
+        "training (td3.batch_size)": config.td3.batch_size // sharers * sample,
+        f"episodes of {of} (adapt.episodes, evaluate.episodes, evaluate.history_length)": (
+            tasks * episodes * (row + seen + length * observation)
+        ),
+        f"new data of {of} (adapt.episodes)": tasks * adapt.episodes * length * sample,
+        f"agents of {of} (network.hidden_sizes) and a batch (adapt.batch_multiple,"
+        " td3.batch_size)": agents + drawn * sample,
+    }
+    return {what: seeds * count for what, count in counts.items()}
 
 
 def in_one(count: int, over: Mesh) -> int:

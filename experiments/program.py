@@ -21,7 +21,7 @@ from jmql.config import Ranges
 from jmql.keys import derive
 from jmql.learner import Learner
 from jmql.replay import ReplayState
-from jmql.settings import ConfigError
+from jmql.settings import LARGEST_INT, ConfigError
 from jmql.train import TrainState
 from jmql.types import Array, Key, Metrics, Task
 
@@ -120,13 +120,13 @@ def each(function: Callable[[TrainState], Any], states: TrainState) -> Any:
     return jax.tree.map(lambda x: x[None], lone)
 
 
-def build(run: RunConfig) -> Program:
-    """Builds environment, networks and tasks.
+def named(run: RunConfig) -> tuple[Environment, dict[str, Any], dict[str, Any]]:
+    """Returns what a configuration names: the environment, and the ranges that training and
+    held-out tasks are drawn from.
 
     Raises:
-        ConfigError: the configuration cannot work.
+        ConfigError: there is no such thing.
     """
-    run.validate()
     try:
         env = envs.make(run.task, run.backend, observe_task=run.observe_task)
     except ValueError as error:
@@ -134,6 +134,22 @@ def build(run: RunConfig) -> Program:
     train_ranges, held_out_ranges = split(env, run.task, run.split)
     train_ranges |= explicit(env, run.task, run.tasks.train_ranges)
     held_out_ranges |= explicit(env, run.task, run.tasks.held_out_ranges)
+    return env, train_ranges, held_out_ranges
+
+
+def build(run: RunConfig, held_out_at_once: int | None = None) -> Program:
+    """Builds environment, networks and tasks.
+
+    Args:
+        run: the configuration.
+        held_out_at_once: tasks that are adapted to side by side; None: as in training, all.
+
+    Raises:
+        ConfigError: the configuration cannot work.
+    """
+    run.validate()
+    env, train_ranges, held_out_ranges = named(run)
+    refuse_uncounted(run, env)
     learner, key = mql.learner(run, env.action_size), jax.random.key(run.tasks.seed)
 
     def draw(purpose: str, num: int, ranges: dict[str, Any]) -> Task:
@@ -163,11 +179,26 @@ def build(run: RunConfig) -> Program:
         "learners": shapes.agent,
         "held-out tasks": jax.eval_shape(held_out),
     }
-    largest = ", ".join(f"{k} {memory.human_bytes(memory.size(v))}" for k, v in parts.items())
-    tasks = memory.in_one(memory.size(parts["held-out tasks"]), over)
-    count = memory.at_least(run, shapes, over) + tasks
-    memory.refuse_too_much(f"this run ({largest})", count)
+    count = held_out_at_once or run.tasks.held_out
+    work = memory.at_least(run, env.episode_length, count, shapes, over)
+    most = max(work, key=lambda what: work[what])
+    sizes = {name: memory.size(part) for name, part in parts.items()}
+    sizes[most] = memory.in_one(work[most], over)
+    least = memory.of_state(shapes) + memory.size(parts["held-out tasks"]) + work[most]
+    largest = ", ".join(f"{name} {memory.human_bytes(size)}" for name, size in sizes.items())
+    memory.refuse_too_much(f"this run ({largest})", memory.in_one(least, over))
     return Program(run, env, learner, train_tasks(), held_out(), held_out_ranges, over, shapes)
+
+
+def refuse_uncounted(run: RunConfig, env: Environment) -> None:
+    """Raises ConfigError if the classifier of adaptation would see more than can be counted."""
+    seen = 2 * (run.adapt.episodes * env.episode_length + run.tasks.train)
+    if seen > LARGEST_INT:
+        raise ConfigError(
+            f"adapt.episodes is {run.adapt.episodes}; in episodes of {env.episode_length} steps,"
+            f" with as many of replay, that is {seen:,} transitions, and at most {LARGEST_INT:,}"
+            " can be counted"
+        )
 
 
 def split(env: Environment, task: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,7 +21,7 @@ import numpy as np
 from experiments import devices
 from experiments.checkpoint import Checkpoints, Mismatch, Unreadable
 from experiments.config import RunConfig, RunFailed, all_seeds, from_json, identity
-from experiments.program import Program, build
+from experiments.program import Program, build, named
 from experiments.terminal import console
 from jmql.keys import derive
 from jmql.settings import ConfigError, Kind, flatten
@@ -109,37 +109,44 @@ def read_config(folder: Path) -> RunConfig:
     Raises:
         ConfigError: the folder is not a run directory.
     """
+    path = folder / _CONFIG
     try:
-        record = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        settings = json.dumps(record["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        settings = json.dumps(json.loads(path.read_bytes())["config"])
+    except OSError as error:
         raise _not_a_run(folder, error) from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from None
     try:
         config = from_json(settings)
         config.validate()
         return config
     except ConfigError as error:
-        raise ConfigError(f"{folder / _CONFIG} is not what a run has written: {error}") from None
+        raise _damaged(path, error) from None
 
 
-def load(folder: Path, config: RunConfig) -> Program:
+def load(folder: Path, config: RunConfig, held_out_at_once: int | None = None) -> Program:
     """Returns the program of a run directory, with the tasks that it saved.
 
     Args:
         folder: the run directory.
         config: its configuration, in which what `identity` leaves out may have changed.
+        held_out_at_once: as for `build`.
 
     Raises:
         ConfigError: the folder is not a run directory.
     """
-    new = build(config)
+    try:
+        named(config)
+    except ConfigError as error:  # of identity, which is config.json's
+        raise ConfigError(f"{folder / _CONFIG}: {error}") from None
+    new = build(config, held_out_at_once)
     tasks = {"train": new.train_tasks, "held_out": new.held_out}
     path = folder / _TASKS
     try:
         with np.load(path) as file:
             leaves = {name: file[name] for name in _by_name(tasks)}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is not what a run has written: {error or 'empty'}") from None
+        raise _damaged(path, error) from None
     for name, drawn in _by_name(tasks).items():
         saved = leaves[name]
         if (saved.shape, saved.dtype) != (drawn.shape, drawn.dtype):
@@ -147,10 +154,16 @@ def load(folder: Path, config: RunConfig) -> Program:
                 f"{path} is not what a run of {folder / _CONFIG} has written: {name} is"
                 f" {saved.dtype}{list(saved.shape)} and should be {drawn.dtype}{list(drawn.shape)}"
             )
+        if not np.isfinite(saved).all():
+            raise _damaged(path, f"{name} is not finite")
     tasks = jax.tree.unflatten(
         jax.tree.structure(tasks), [jnp.asarray(leaf) for leaf in leaves.values()]
     )
     return dataclasses.replace(new, train_tasks=tasks["train"], held_out=tasks["held_out"])
+
+
+def _damaged(path: Path, what: object) -> ConfigError:
+    return ConfigError(f"{path} is not what a run has written: {str(what) or 'empty'}")
 
 
 def _not_a_run(folder: Path, error: Exception) -> ConfigError:

@@ -206,6 +206,18 @@ def header(program: Program, folder: Path, steps: int) -> None:
     )
 
 
+def has_all(program: Program, row: Mapping[str, Any]) -> bool:
+    """Returns whether a row of metrics.jsonl has what `report` reads of it."""
+    if not any(name.startswith(("train/", "eval/")) for name in row):
+        return "collect/blew_up" in row  # of warm-up that was not evaluated
+    numbers = {*TROUBLES, f"eval/{program.stages[-1]}_p20"}
+    numbers |= {f"eval/{stage}" for stage in program.stages}
+    lists = {f"tasks/{name}" for name in (*program.stages, "failed")}
+    return row.keys() >= numbers | lists and all(
+        len(row[name]) == program.config.tasks.held_out for name in lists
+    )
+
+
 def report(program: Program, rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints the returns of a run: untrained, before adaptation, after each of its stages.
 

@@ -8,7 +8,7 @@ import netrc
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,49 +20,69 @@ from jmql.settings import ConfigError
 log = logging.getLogger("jmql")
 
 METRICS = "metrics.jsonl"
+_COUNTS = {"seed", "env_steps", "updates"}  # whole numbers, in every row
 
 # Seconds that a server may take to answer at all, to begin a run, and to take what is left at the
 # end. W&B's own limits are 90 seconds and none; what does not arrive stays in the run directory.
 _ANSWER_TIMEOUT, _INIT_TIMEOUT, _FINISH_TIMEOUT = 3, 10, 15
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """Returns all rows of a run's metrics.jsonl; a torn last line is none, as a missing file is.
+def read(folder: Path, steps: float = math.inf) -> list[dict[str, Any]]:
+    """Returns the rows of a run's metrics.jsonl, all or those that reach `steps`. A torn last line
+    is none, as a missing file is.
 
     Raises:
         ConfigError: a line is not what a run has written; the message names it.
     """
-    path = folder / METRICS
-    return [_row(path, i, line) for i, line in _lines(path)]
-
-
-def _lines(path: Path) -> list[tuple[int, bytes]]:
-    """Returns the whole lines of a file with their numbers, from 1."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [(i, line) for i, line in enumerate(lines, 1) if line.endswith(b"\n")]
-
-
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        if {"seed", "env_steps", "updates"} <= row.keys():
-            return dict(row)
-    except (ValueError, AttributeError):
-        pass
-    raise ConfigError(f"line {number} of {path} is damaged; valid: the lines that the run wrote")
+    return [row for row, _ in _rows(folder / METRICS, steps)]
 
 
 def drop_rows(folder: Path, steps: int) -> None:
     """Cuts metrics.jsonl after the rows that reach `steps`: what a killed run wrote and lost."""
     path = folder / METRICS
-    if not path.exists():
+    if path.exists():
+        os.truncate(path, sum(length for _, length in _rows(path, steps)))
+
+
+def damaged(path: Path, number: int) -> ConfigError:
+    """Returns the error of a line of a file, counted from 1."""
+    return ConfigError(f"line {number} of {path} is damaged; valid: the lines that the run wrote")
+
+
+def _rows(path: Path, steps: float) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields the rows that reach `steps`, and the bytes of their lines."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # a torn one comes last
+    except FileNotFoundError:
         return
-    kept = 0
-    for number, line in _lines(path):
-        if _row(path, number, line)["env_steps"] > steps:
-            break
-        kept += len(line)
-    os.truncate(path, kept)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}; valid: the file that the run wrote"
+        ) from None
+    for number, line in enumerate(lines, 1):
+        row = _row(path, number, line)
+        if row["env_steps"] > steps:
+            return
+        yield row, len(line) + 1
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not row.keys() >= _COUNTS:
+        raise damaged(path, number)
+    if not all(_is_right(name, value) for name, value in row.items()):
+        raise damaged(path, number)
+    return row
+
+
+def _is_right(name: str, value: Any) -> bool:
+    """Returns whether a value is a number, a whole one of a count, or a list of them, of tasks."""
+    if name.startswith("tasks/"):
+        return isinstance(value, list) and all(isinstance(x, int | float) for x in value)
+    return isinstance(value, int if name in _COUNTS else int | float)
 
 
 def wandb_mode(asked: str, environment: Mapping[str, str]) -> str:

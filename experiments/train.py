@@ -41,17 +41,20 @@ def train(config: RunConfig, stop: Stop) -> int:
         guard.logged(folder),
         run.checkpoints(folder, program.config) as checkpoints,
     ):
+        per_round, total = program.config.steps_per_round, program.config.total_rounds
         try:
             state, damaged = run.restore(folder, program, checkpoints)
-            checkpoints.drop(damaged)
         except FileNotFoundError:
             if any(row["updates"] for row in tracking.read(folder)):
                 raise RunFailed(
                     f"{folder} has results but no checkpoint; nothing has been changed"
                 ) from None
-            state = program.init(program.keys)
-        per_round, total = program.config.steps_per_round, program.config.total_rounds
+            state, damaged = program.init(program.keys), []
         done = int(state.rounds[0])
+        if done:
+            refuse_shorter(program.config, folder, done)
+            rows_of(program, folder, done * per_round)  # before more are added
+        checkpoints.drop(damaged)
         terminal.header(program, folder, done * per_round)
         if done < total:
             done = go_on(program, folder, state, checkpoints, stop)
@@ -62,7 +65,7 @@ def train(config: RunConfig, stop: Stop) -> int:
             )
             console.print(f"run: {folder} · next: {stop.again}", soft_wrap=True)
             return SAVED
-        terminal.report(program, rows_of(program, folder))
+        terminal.report(program, rows_of(program, folder, done * per_round))
     console.print(
         f"run: {folder} · next: make evaluate RUN={shlex.quote(str(folder))}", soft_wrap=True
     )
@@ -98,8 +101,8 @@ def go_on(
     saving = memory.size(run.saved(config, program.shapes)) if jax.default_backend() == "cpu" else 0
     try:
         memory.refuse_too_much(
-            "beside its state, a cycle of this run (td3.batch_size, adapt.batch_multiple,"
-            " tasks.held_out, network.hidden_sizes and seeds make it)",
+            f"beside its state, a cycle of this run ({memory.SETTINGS}, tasks.held_out and seeds"
+            " make it)",
             memory.in_one(memory.of_program(cycle), program.mesh) + saving,
         )
     except ConfigError:
@@ -129,6 +132,15 @@ def go_on(
         soft_wrap=True,
     )
     return done
+
+
+def refuse_shorter(config: RunConfig, folder: Path, done: int) -> None:
+    """Raises ConfigError if a run has done more rounds than it is to have."""
+    if done > config.total_rounds:
+        raise ConfigError(
+            f"train.env_steps is {config.train.env_steps}; {folder} is at"
+            f" {done * config.steps_per_round:,} steps; valid: as many, or more"
+        )
 
 
 def refuse_endless_refill(program: Program, state: TrainState) -> None:
@@ -203,20 +215,26 @@ def per_task(program: Program, rows: list[dict[str, Any]]) -> list[list[list[Any
     ]
 
 
-def rows_of(program: Program, folder: Path) -> list[dict[str, Any]]:
-    """Returns the whole of metrics.jsonl.
+def rows_of(program: Program, folder: Path, steps: int) -> list[dict[str, Any]]:
+    """Returns the rows of metrics.jsonl up to `steps`, with all that a report reads.
 
     Raises:
-        ConfigError: it does not begin with the untrained agents and end with the trained ones.
+        ConfigError: a row lacks something, or they do not begin with the untrained agents and end
+            with those after `steps`.
     """
-    config, rows = program.config, tracking.read(folder)
-    seeds = list(all_seeds(config))
-    untrained = [row["seed"] for row in rows[: config.seeds] if not row["updates"]]
-    total = config.total_rounds * config.steps_per_round
-    trained = [row["seed"] for row in rows[-config.seeds :] if row["env_steps"] == total]
+    config, path = program.config, folder / tracking.METRICS
+    rows, seeds = tracking.read(folder, steps), list(all_seeds(config))
+    for number, row in enumerate(rows, 1):
+        if not terminal.has_all(program, row):
+            raise tracking.damaged(path, number)
+    evaluated = [row for row in rows if "eval/return_pre" in row]
+    warming_up = not evaluated and steps < config.total_rounds * config.steps_per_round
+    first = (rows if warming_up else evaluated)[: config.seeds]
+    untrained = [row["seed"] for row in first if not row["updates"]]
+    trained = [row["seed"] for row in rows[-config.seeds :] if row["env_steps"] == steps]
     if not untrained == trained == seeds:
         raise ConfigError(
-            f"{folder / tracking.METRICS} does not begin and end with rows of seeds {seeds[0]} to"
-            f" {seeds[-1]}, untrained and after {total:,} steps; valid: the file that the run wrote"
+            f"{path} does not begin and end with rows of seeds {seeds[0]} to {seeds[-1]},"
+            f" untrained and after {steps:,} steps; valid: the file that the run wrote"
         )
     return rows

@@ -179,6 +179,7 @@ class Config(Settings):
         super().validate(prefix)
         self._validate_replay()
         self._validate_length()
+        self._validate_adaptation()
         if self.network.context_size == 0 and not self.propensity.observation:
             raise ConfigError(
                 "propensity.observation is False; without a context (network.context_size 0)"
@@ -223,5 +224,14 @@ class Config(Settings):
             raise ConfigError(
                 f"train.env_steps is {steps}; with train.updates_per_round"
                 f" {self.train.updates_per_round} that is {updates:,} updates, and at most"
+                f" {LARGEST_INT:,} can be counted"
+            )
+
+    def _validate_adaptation(self) -> None:
+        drawn = self.adapt.batch_multiple * self.td3.batch_size
+        if drawn > LARGEST_INT:
+            raise ConfigError(
+                f"adapt.batch_multiple is {self.adapt.batch_multiple}; with td3.batch_size"
+                f" {self.td3.batch_size} that is {drawn:,} transitions, and at most"
                 f" {LARGEST_INT:,} can be counted"
             )

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import envs
-from experiments import cli, memory, presets, terminal, tracking
+from experiments import cli, memory, presets, run, terminal, tracking
 from experiments.config import from_json
+from tests import tiny
 
 SMALL = (
     "--network.hidden-sizes 16 --network.context-size 4 --network.history-length 5"
@@ -153,6 +154,8 @@ TRAIN = ("train", "--task", "point_goal")
 HUGE_ROWS = ("--collect.rows", "1000000000", "--tasks.train", "1000000000")
 HUGE_ROWS += ("--collect.replay-capacity", "2000000000", "--collect.unroll", "2")
 HUGE_ROWS += ("--network.history-length", "1", "--train.env-steps", "4000000000")
+HUGE_BATCH = ("--td3.batch-size", "1000000000", "--adapt.batch-multiple", "1")
+HUGE_BATCH += ("--adapt.step2-updates", "0")
 MISTAKES = {
     (): "train",
     ("trian",): "did you mean train?",
@@ -197,7 +200,13 @@ MISTAKES = {
     (*TRAIN, "--tasks.held-out", "1000000000"): "GB of memory and",
     (*TRAIN, "--seeds", "1000000000"): "GB of memory and",
     (*TRAIN, *HUGE_ROWS): "GB of memory and",
-    (*TRAIN, "--td3.batch-size", "1000000000"): "GB of memory and",
+    (*TRAIN, *HUGE_BATCH): "training (td3.batch_size) ",
+    (*TRAIN, "--adapt.batch-multiple", "2147483647"): "adapt.batch_multiple is 2147483647; with",
+    (*TRAIN, "--adapt.batch-multiple", "16000000"): "and a batch (adapt.batch_multiple, td3",
+    (*TRAIN, "--adapt.episodes", "1000000000"): "adapt.episodes is 1000000000; in episodes of 200",
+    (*TRAIN, "--adapt.episodes", "1000000"): "new data of 16 held-out tasks (adapt.epi",
+    (*TRAIN, "--evaluate.episodes", "2147483647"): "evaluate.episodes, evaluate.history",
+    (*TRAIN, "--evaluate.history-length", "2147483647"): "evaluate.episodes, evaluate.history",
     ("bench", "--repeats", "0"): "repeats is 0; it must be at least 1",
     ("bench", "--out", "/dev/null/x"): "out is /dev/null/x; it must be a folder",
     ("evaluate",): "--run",
@@ -217,6 +226,29 @@ def test_a_mistake_is_one_line_and_code_2_and_writes_nothing(words, tmp_path, mo
     assert MISTAKES[words] in err
     assert out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_that_cannot_be_is_one_line_before_anything_is_read(
+    tmp_path, monkeypatch, capsys
+):
+    """The run has no checkpoint."""
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    folder = run.create(tiny.build(dataclasses.replace(tiny.CONFIG, runs=str(tmp_path))))
+    before = sorted(folder.iterdir())
+    for words, said in {
+        ("--adapt.batch-multiple", "2147483647"): "adapt.batch_multiple is 2147483647; with td3.ba",
+        ("--adapt.batch-multiple", "130000000"): "and a batch (adapt.batch_multiple, td3.batch",
+        ("--adapt.episodes", "1000000000"): "adapt.episodes is 1000000000; in episodes of 200",
+        ("--adapt.episodes", "11000000"): "adapt.episodes is 11000000; in episodes of 200",
+        ("--evaluate.episodes", "2147483647"): "episodes of 32 held-out tasks (adapt.episodes, ev",
+        ("--num-tasks", "1", "--adapt.episodes", "5000000"): "new data of 1 held-out tasks (adapt.",
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["evaluate", "--run", str(folder), *words])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2
+        assert said in line
+    assert sorted(folder.iterdir()) == before
 
 
 def test_help_of_every_command_is_no_mistake(monkeypatch, capsys):

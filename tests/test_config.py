@@ -165,6 +165,13 @@ def test_updates_are_counted_in_32_bits_and_steps_are_not():
         change(long, "train.env_steps", 3_500_000_000_000).validate()
 
 
+def test_a_batch_of_adaptation_is_counted_in_32_bits():
+    large = change(Config(), "adapt.batch_multiple", 2**31 // 256)
+    with pytest.raises(ConfigError, match=r"^adapt.batch_multiple is 8388608; .* 2,147,483,648 tr"):
+        large.validate()
+    change(large, "adapt.batch_multiple", 2**31 // 256 - 1).validate()
+
+
 def test_configurations_are_hashable():
     """They are closed over by compiled functions."""
     assert hash(Config()) == hash(Config())

@@ -155,13 +155,40 @@ def test_how_many_devices():
             built(many)
 
 
+def least(made, held_out=3):
+    """Returns what `memory.at_least` finds, in its order."""
+    found = memory.at_least(made.config, 200, held_out, made.shapes, made.mesh)
+    return list(found.values())
+
+
 def test_memory_is_counted_on_each_device():
     """Cores share one memory; what is divided is there once."""
     one, two = built(1), built(2)
-    least = [memory.at_least(made.config, made.shapes, made.mesh) for made in (one, two)]
     agent = memory.size(one.shapes.agent)
-    # The agent is there twice; of three tasks each device adapts to two, which makes four.
-    assert 1.9 * agent < least[1] - least[0] < 2.5 * agent
+    state = [memory.in_one(memory.of_state(made.shapes), made.mesh) for made in (one, two)]
+    assert agent < state[1] - state[0] < 1.1 * agent
+    # Of three tasks each device adapts to two.
+    (training, episodes, data, agents), halves = least(one), least(two)
+    assert halves == [training // 2, episodes // 3 * 2, data // 3 * 2, agents - agent]
+
+
+def test_what_is_refused_could_not_have_fitted():
+    """The least that is counted before a program is compiled, of all that can be made large."""
+    config = tiny.changed(
+        td3={"batch_size": 2000},
+        adapt={"episodes": 40, "batch_multiple": 10},
+        evaluate={"episodes": 300, "history_length": 500},
+    )
+    made = program.build(dataclasses.replace(config, devices=1))
+    assert max(least(made)) > 5e6
+    assert max(least(made)) < memory.of_program(made.compile())
+    # Nobody looks into a history without a context, and then it takes nothing.
+    blind = {"network": {"context_size": 0}, "propensity": {"observation": True}}
+    longer = [
+        least(program.build(tiny.changed(**blind, evaluate={"history_length": length})))
+        for length in (0, 2**31 - 1)
+    ]
+    assert longer[0] == longer[1]
 
 
 def test_cores_become_devices_before_jax_starts(monkeypatch):

@@ -215,52 +215,160 @@ def test_a_reader_that_goes_away_does_not_end_the_run(cwd):
     assert "<stdout> is gone" in (folder / "log.txt").read_text()
 
 
-DAMAGED = {
-    "metrics.jsonl is missing": "metrics.jsonl does not begin and end with rows of seeds 0 to 1",
-    "the last line is missing": "metrics.jsonl does not begin and end with rows of seeds 0 to 1",
-    "tasks.npz is empty": "tasks.npz is not what a run has written",
-    "a value in config.json": "config.json is not what a run has written: td3.batch_size is -5",
-    "a line of metrics.jsonl": "line 3 of {}/metrics.jsonl is damaged",
-    "a type in config.json": "config.json is not what a run has written: td3.batch_size is '16'",
-    "a name in config.json": "config.json is not what a run has written: there is no setting td3.x",
-    "counts in tasks.npz": "tasks.npz is not what a run of {}/config.json has written: train/goal",
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The directory of a run of two seeds that came to its end, although nothing was computed."""
+    runs = tmp_path_factory.mktemp("whole")
+    config = dataclasses.replace(tiny.CONFIG, runs=str(runs), seed=0, seeds=2)
+    config = dataclasses.replace(config, tracking=TrackingConfig(wandb="disabled"))
+
+    def cycle(state, rounds, warmup, evaluating):
+        state = state.replace(rounds=state.rounds + rounds)
+        return state, *tiny.measured(int(state.rounds[0]), 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "compiled", lambda program: (cycle, 0.0))
+        patch.setattr(memory, "of_program", lambda compiled: 0)
+        assert train.train(config, Stop()) == 0
+    return next(runs.glob("point_goal/*"))
+
+
+def edited(row: str, changes: dict) -> str:
+    """Returns a line of metrics.jsonl with other values, or, where they are None, without."""
+    new = json.loads(row) | changes
+    return json.dumps({name: value for name, value in new.items() if value is not None})
+
+
+# What becomes of line 3 of metrics.jsonl.
+LINES = {
+    "torn": lambda row: row[9:],
+    "endless": lambda row: "[" * 100_000,
+    "a list": lambda row: "[1]",
+    "counts alone": lambda row: '{"seed": 0, "env_steps": 160, "updates": 0}',
+    "a count too few": lambda row: edited(row, {"updates": None}),
+    "a count of text": lambda row: edited(row, {"env_steps": "160"}),
+    "a return of text": lambda row: edited(row, {"eval/return_post": "x"}),
+    "returns of text": lambda row: edited(row, {"tasks/return_post": ["x", 1, 2]}),
+    "a number for a list": lambda row: edited(row, {"tasks/failed": 0}),
+    "a list for a number": lambda row: edited(row, {"adapt/failed": [0]}),
+    "a short list": lambda row: edited(row, {"tasks/failed": [0]}),
+    "no blow-ups": lambda row: edited(row, {"collect/blew_up": None}),
+    "no return": lambda row: edited(row, {"eval/return_pre": None}),
+    "no evaluation": lambda row: json.dumps(
+        {name: x for name, x in json.loads(row).items() if not name.startswith("eval/")}
+    ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_run_directory_is_one_line(damage, cwd, straight, tmp_path, monkeypatch, capsys):
-    (whole,) = cwd.glob("straight/point_goal/*")
+@pytest.fixture
+def copied(whole, tmp_path, monkeypatch, capsys):
+    """A copy of that run, and a function that goes on with it in vain, which returns its line."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    record = json.loads((folder / "config.json").read_text())
-    if damage == "metrics.jsonl is missing":
-        (folder / "metrics.jsonl").unlink()
-    elif damage == "a line of metrics.jsonl":
-        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        (folder / "metrics.jsonl").write_text("".join([*lines[:2], lines[2][9:], *lines[3:]]))
-    elif damage == "the last line is missing":
-        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
-    elif damage == "tasks.npz is empty":
-        (folder / "tasks.npz").write_bytes(b"")
-    elif damage == "counts in tasks.npz":
-        goal = np.zeros((3, 2), np.float32)
-        np.savez(folder / "tasks.npz", **{"train/goal": goal, "held_out/goal": goal})
-    else:
-        changes = {
-            "a type": {"batch_size": "16"},
-            "a value": {"batch_size": -5},
-            "a name": {"x": 1},
-        }
-        record["config"]["td3"] |= changes[damage.partition(" in ")[0]]
-        (folder / "config.json").write_text(json.dumps(record))
     monkeypatch.setattr(cli, "_quiet", lambda: None)
-    with pytest.raises(SystemExit) as exit:
-        cli.main(["train", "--resume", str(folder)])
-    error = capsys.readouterr().err
-    assert exit.value.code == 2
-    assert len(error.splitlines()) == 1
-    assert DAMAGED[damage].replace("{}", str(folder)) in error
+    monkeypatch.setattr(train, "compiled", None)  # it must not come to that
+
+    def refused(*words: str, command: str = "train", flag: str = "--resume") -> str:
+        with pytest.raises(SystemExit) as exit:
+            cli.main([command, flag, str(folder), *words])
+        out, error = capsys.readouterr()
+        assert exit.value.code == 2
+        assert out == ""
+        (line,) = error.splitlines()
+        return line
+
+    return folder, refused
+
+
+@pytest.mark.parametrize("damage", LINES)
+def test_a_damaged_line_of_metrics_is_named(damage, copied):
+    folder, refused = copied
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[2] = LINES[damage](lines[2])
+    path.write_text("\n".join(lines) + "\n")
+    assert f"line 3 of {path} is damaged" in refused()
+
+
+@pytest.mark.parametrize("words", [(), ("--train.env-steps", "400")])
+def test_metrics_that_are_not_there_are_noticed_before_more_are_added(words, copied):
+    folder, refused = copied
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    ends = f"{path} does not begin and end with rows of seeds 0 to 1, untrained and after 240 steps"
+    assert ends in refused(*words)
+    path.unlink()
+    assert ends in refused(*words)
+    path.mkdir()
+    assert f"{path} cannot be read: Is a directory" in refused(*words)
+
+
+def test_a_run_cannot_become_shorter_than_it_is(copied):
+    folder, refused = copied
+    said = f"train.env_steps is 160; {folder} is at 240 steps; valid: as many, or more"
+    assert said in refused("--train.env-steps", "160")
+
+
+def change(folder: Path, how) -> None:
+    """Changes the settings in config.json."""
+    record = json.loads((folder / "config.json").read_text())
+    how(record["config"])
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+SETTINGS = {
+    "a value": ("batch_size", -5, "td3.batch_size is -5"),
+    "a type": ("batch_size", "16", "td3.batch_size is '16'"),
+    "a name": ("x", 1, "there is no setting td3.x"),
+}
+
+
+@pytest.mark.parametrize("damage", SETTINGS)
+def test_a_damaged_setting_is_named(damage, copied):
+    folder, refused = copied
+    name, value, said = SETTINGS[damage]
+    change(folder, lambda config: config["td3"].update({name: value}))
+    assert f"config.json is not what a run has written: {said}" in refused()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"task": "point_gaol"}, "no task family 'point_gaol'; did you mean point_goal?"),
+        ({"backend": "spring"}, "point_goal does not run on backend 'spring'; it runs on none"),
+        ({"split": "odd"}, "point_goal has no split 'odd'"),
+    ],
+)
+def test_a_name_in_config_json_that_says_nothing_is_its_fault(settings, said, copied):
+    folder, refused = copied
+    change(folder, lambda config: config.update(settings))
+    assert f"jmql: {folder / 'config.json'}: {said}" in refused()
+    assert f"jmql: {folder / 'config.json'}: {said}" in refused(command="evaluate", flag="--run")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "{}", "\xff"])
+def test_a_config_json_that_is_none_is_named(text, copied):
+    folder, refused = copied
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert f"{folder / 'config.json'} is not what a run has written: " in refused()
+
+
+GOALS = {
+    "counts": (np.zeros((3, 2), np.float32), "of {}/config.json has written: train/goal"),
+    "values": (np.full((4, 2), np.nan, np.float32), "has written: train/goal is not finite"),
+}
+
+
+@pytest.mark.parametrize("damage", GOALS)
+def test_damaged_tasks_are_named(damage, copied):
+    folder, refused = copied
+    goals, said = GOALS[damage]
+    path = folder / "tasks.npz"
+    np.savez(path, **{"train/goal": goals, "held_out/goal": np.zeros((3, 2), np.float32)})
+    assert f"{path} is not what a run " + said.replace("{}", str(folder)) in refused()
+    path.write_bytes(b"")
+    assert f"{path} is not what a run has written" in refused()
 
 
 def test_a_program_that_does_not_fit_is_refused_after_it_is_compiled(tmp_path, monkeypatch):

@@ -73,6 +73,7 @@ def measured(rounds: int, seeds: int, **changed: Any) -> tuple[dict, dict]:
     """What a cycle returns beside the state, all of it zero but what is named."""
     stages = ("return_pre", "return_step1", "return_post")
     names = [f"eval/{stage}" for stage in (*stages, "return_post_p20", "blew_up")]
-    names += ["adapt/failed", "collect/blew_up", "train/critic_loss", "updates"]
-    metrics = {name: np.zeros(seeds) for name in names} | {"rounds": np.full(seeds, rounds)}
+    names += ["adapt/failed", "collect/blew_up", "train/critic_loss"]
+    metrics = {name: np.zeros(seeds) for name in names}
+    metrics |= {"rounds": np.full(seeds, rounds), "updates": np.zeros(seeds, int)}
     return metrics | changed, {name: np.zeros((seeds, 3)) for name in (*stages, "failed")}
