@@ -36,6 +36,9 @@ def prepare(wanted: int) -> None:
     if wanted > 1 or _HOST in said:
         new = [f"{name}={value}" for name, value in flags.items() if name not in said]
         os.environ["XLA_FLAGS"] = " ".join([said, *new]).strip()
+        # XLA's pool of threads has as many as there are cores. A device runs on one of them, and
+        # waits there for others when it factorises many matrices: with none left, forever.
+        os.environ.setdefault("NPROC", str(2 * max(wanted, os.cpu_count() or 1)))
 
 
 def cores() -> int:

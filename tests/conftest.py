@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false",
     ]
 )
+os.environ["NPROC"] = "8"  # of threads, see `experiments.devices.prepare`
 
 import hypothesis
 import jax

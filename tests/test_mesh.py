@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -234,3 +237,39 @@ def test_a_run_is_evaluated_where_there_are_fewer_devices(monkeypatch, tmp_path)
             cli.main(["evaluate", "--run", str(tmp_path), *words])
         assert stop.value.code == 0
     assert [config.devices for config in seen] == [0, 2]
+
+
+MANY_MATRICES = """
+import os, sys
+from experiments import devices
+
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+devices.prepare(2)
+import jax
+import jax.numpy as jnp
+
+def solved(matrices):
+    def step(_, total):
+        changed = matrices + total[:, None, None]
+        factor = jax.scipy.linalg.cho_factor(changed, lower=True)
+        found = jax.scipy.linalg.cho_solve(factor, changed[..., :1])[..., 0].sum(1)
+        return 0 * (found + jnp.sin(changed).sum((1, 2)) + jnp.cos(changed @ changed).sum((1, 2)))
+
+    return jax.lax.fori_loop(0, 3000, step, jnp.zeros(len(matrices)))
+
+mesh = jax.sharding.Mesh(jax.devices(), ("rows",))
+everywhere = jax.jit(jax.shard_map(solved, mesh=mesh, check_vma=False,
+    in_specs=jax.P("rows"), out_specs=jax.P("rows")))
+matrices = jnp.broadcast_to(10 * jnp.eye(23), (64 * len(jax.devices()), 23, 23))
+jax.block_until_ready(everywhere(matrices))
+print(len(jax.devices()), "devices are done")
+"""
+
+
+def test_devices_that_factorise_many_matrices_do_not_wait_for_each_other_forever():
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+    command = [sys.executable, "-c", MANY_MATRICES]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f"{min(2, os.cpu_count())} devices are done" in done.stdout

@@ -4,6 +4,7 @@ Run with `make bench-anchor`, which gives PyTorch an environment of its own, or 
 `python -m experiments.anchors PYTHON [FAMILY ...]`, where PYTHON has torch.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from experiments import bench, devices, presets, run
+from experiments.config import RunConfig
 from experiments.program import Program
 
 REPEATS, TURNS = 3, 2  # timed calls, each turn of ours between two of theirs
 OUT = Path("experiments/results")
+_FEW = 10  # updates in a timed call, where each takes long
 
 
 def theirs(python: str, program: Program) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def compare(python: str, program: Program) -> dict[str, Any]:
     jmql, torch = np.median(own), np.median([x for other in others for x in other["speeds"]])
     return {
         "task": program.config.task,
+        "batch": program.config.td3.batch_size,
         "devices": program.mesh.size,
         "jmql": float(jmql),
         "torch": float(torch),
@@ -67,18 +71,33 @@ def compare(python: str, program: Program) -> dict[str, Any]:
     }
 
 
+def as_in_adaptation(config: RunConfig) -> RunConfig:
+    """Returns a configuration whose batches are as large as those of adaptation."""
+    large = config.td3.batch_size * config.adapt.batch_multiple
+    return dataclasses.replace(
+        config,
+        td3=dataclasses.replace(config.td3, batch_size=large),
+        train=dataclasses.replace(config.train, updates_per_round=_FEW),
+    )
+
+
 def main(python: str, *tasks: str) -> None:
     """Prints a line for each family and number of devices, and writes anchor-<device>.json."""
     devices.prepare(devices.cores())
     record = run.describe(bench.paper("cheetah_dir"))
     results = []
     for task in tasks or presets.tasks("paper"):
-        for program in bench.alone_and_together(bench.paper(task)):
+        config = bench.paper(task)
+        for program in [
+            *bench.alone_and_together(config),
+            *bench.alone_and_together(as_in_adaptation(config)),
+        ]:
             row = compare(python, program)
             results.append(row)
             print(
-                f"{task:<14}{row['devices']} devices  JMQL {row['jmql']:6.1f}  PyTorch"
-                f" {row['torch']:6.1f} updates/s  ratio {row['ratio']:.2f}",
+                f"{task:<14}batch {row['batch']:>4}, {row['devices']} devices  JMQL"
+                f" {row['jmql']:6.1f}  PyTorch {row['torch']:6.1f} updates/s  ratio"
+                f" {row['ratio']:.2f}",
                 flush=True,
             )
     kept = ("git_commit", "versions", "device", "platform")
