@@ -28,6 +28,9 @@ def prepare(wanted: int) -> None:
         _HOST: wanted,
         # Else each would take all cores for its matrix products.
         "--xla_cpu_multi_thread_eigen": "false",
+        # Else parts of a program run on XLA's pool of a thread for each core and, where they
+        # factorise many matrices, wait there for threads of that pool: with none left, forever.
+        "--xla_cpu_enable_concurrency_optimized_scheduler": "false",
         # XLA ends the process where a device is 60 s late, as on a machine that others use, too.
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 86400,
         "--xla_cpu_collective_call_terminate_timeout_seconds": 7 * 86400,
@@ -36,9 +39,6 @@ def prepare(wanted: int) -> None:
     if wanted > 1 or _HOST in said:
         new = [f"{name}={value}" for name, value in flags.items() if name not in said]
         os.environ["XLA_FLAGS"] = " ".join([said, *new]).strip()
-        # XLA's pool of threads has as many as there are cores. A device runs on one of them, and
-        # waits there for others when it factorises many matrices: with none left, forever.
-        os.environ.setdefault("NPROC", str(2 * max(wanted, os.cpu_count() or 1)))
 
 
 def cores() -> int:

@@ -14,12 +14,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_use_fusion_emitters=false",
     ]
 )
-os.environ["NPROC"] = "8"  # of threads, see `experiments.devices.prepare`
 
 import hypothesis
 import jax
