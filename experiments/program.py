@@ -91,7 +91,9 @@ class Program:
         an error. Its state is donated.
         """
         flag = jnp.zeros((), bool)
-        cycle = jax.jit(self.cycle, donate_argnums=0)
+        # Said, for XLA would put arrays without elements, which MJX's states have, elsewhere.
+        where = (shardings(self.mesh), None, None)
+        cycle = jax.jit(self.cycle, donate_argnums=0, out_shardings=where)
         return cycle.lower(self.shapes, jnp.int32(0), flag, flag).compile()
 
     @property
