@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 import envs
+from envs.base import Task
+from envs.point import PointGoal
 from experiments import program
 from experiments.config import RunConfig
 from experiments.program import Program
@@ -37,6 +39,22 @@ CONFIG = RunConfig(
 )
 
 
+class PointAndNothing(PointGoal):
+    """The point robot; its physics has an array without elements, as MJX's has."""
+
+    def start(self, key: jax.Array, task: Task) -> Any:
+        return super().start(key, task), jax.numpy.zeros(0)
+
+    def advance(self, physics: Any, action: jax.Array, task: Task) -> Any:
+        return super().advance(physics[0], action, task), physics[1]
+
+    def observe(self, physics: Any, task: Task) -> jax.Array:
+        return physics[0]
+
+    def reward(self, before: Any, after: Any, action: jax.Array, task: Task) -> jax.Array:
+        return super().reward(before[0], after[0], action, task)
+
+
 def changed(**components: dict[str, Any]) -> RunConfig:
     """Returns CONFIG with some settings changed, such as `td3={"tau": 0.1}`."""
     return dataclasses.replace(
@@ -50,7 +68,7 @@ def changed(**components: dict[str, Any]) -> RunConfig:
 
 def build(config: RunConfig = CONFIG, episode_length: int = 20) -> Program:
     """Returns the program of a configuration, with short episodes."""
-    env = envs.make("point_goal", episode_length=episode_length)
+    env = envs.make(config.task, episode_length=episode_length)
     return dataclasses.replace(program.build(config), env=env)
 
 
