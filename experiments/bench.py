@@ -1,6 +1,7 @@
 """How fast the parts are: learner, collection, adaptation; compilation and replay memory."""
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -120,11 +121,8 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
             share = measured["per_second"] / bound(program, repeats)
             yield "learner", task, "batch 256", measured | {"of_bound": share}
     for share in _SHARES if "learner" in parts else ():
-        config = paper("cheetah_dir")
-        config = dataclasses.replace(
-            config, devices=1, td3=dataclasses.replace(config.td3, batch_size=share)
-        )
-        yield "learner", "cheetah_dir, a share", f"batch {share}", learner(build(config), repeats)
+        measured = learner(build(a_share(paper("cheetah_dir"), share)), repeats)
+        yield "learner", "cheetah_dir, a share", f"batch {share}", measured
     for task in _COLLECTION_TASKS if "collection" in parts else ():
         config = presets.preset(task, "quick")
         for rows in _ROWS:
@@ -162,34 +160,29 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
 
 def learner(program: Program, repeats: int) -> dict[str, Any]:
     """Critic steps a second, drawing from a full replay included, at the configured sizes."""
-
-    def updates(state: TrainState, key: Key) -> Any:
-        flag, none = jnp.ones((), bool), jnp.int32(0)
-        return program.learner.learn(state.agent, state.memory, key, flag, none)
-
-    return measure(program, updates, EQUAL, program.config.train.updates_per_round, repeats)
+    count = program.config.train.updates_per_round
+    return measure(program, functools.partial(updates, program), EQUAL, count, repeats)
 
 
 def bound(program: Program, repeats: int) -> float:
     """Updates a second if the matrix products of a device's share of them were all there is."""
     config = program.config
-    held = config.td3.batch_size // program.mesh.shape[mesh.AXIS]
-    share = build(
-        dataclasses.replace(config, devices=1, td3=dataclasses.replace(config.td3, batch_size=held))
-    )
-
-    def learn(state: TrainState, key: Key) -> Any:
-        flag, none = jnp.ones((), bool), jnp.int32(0)
-        return share.learner.learn(state.agent, state.memory, key, flag, none)
-
+    share = build(a_share(config, config.td3.batch_size // program.mesh.shape[mesh.AXIS]))
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), share.shapes)
     moves = 1 / config.td3.policy_delay  # of the actor, by update
+    learn = functools.partial(updates, share)
     found = products.count(learn, one, jax.random.key(0), branch=moves)
 
     def compute(_: TrainState, key: Key) -> Any:
         return products.compute(found, _UPDATES, key)
 
     return float(measure(program, compute, EQUAL, _UPDATES, repeats)["per_second"])
+
+
+def updates(program: Program, state: TrainState, key: Key) -> Any:
+    """Learns once, as a round does."""
+    flag, none = jnp.ones((), bool), jnp.int32(0)
+    return program.learner.learn(state.agent, state.memory, key, flag, none)
 
 
 def collection(program: Program, repeats: int) -> dict[str, Any]:
@@ -310,6 +303,12 @@ def paper(task: str) -> RunConfig:
     config = presets.preset(task, "paper")
     short = dataclasses.replace(config.train, updates_per_round=_UPDATES)
     return dataclasses.replace(config, backend=envs.load(task).backends[0], train=short)
+
+
+def a_share(config: RunConfig, batch_size: int) -> RunConfig:
+    """One device, with batches of another size."""
+    td3 = dataclasses.replace(config.td3, batch_size=batch_size)
+    return dataclasses.replace(config, devices=1, td3=td3)
 
 
 def without_context(config: RunConfig) -> RunConfig:

@@ -1,10 +1,12 @@
-"""What MJX's solver costs and errs under other numbers of iterations than those in use.
+"""What MJX's solver costs and errs with other numbers of iterations and contacts than are in use.
 
 Run with `python -m experiments.solver FILE.json [FAMILY ...]`: some minutes a family, most of them
 to compile. Rows of random play go on under each setting from the same states, and are compared with
-the solver at MuJoCo's own numbers.
+the solver at MuJoCo's own numbers and all contacts.
 """
 
+import dataclasses
+import functools
 import json
 import sys
 import time
@@ -18,10 +20,28 @@ import numpy as np
 import envs
 from experiments import presets, run
 
-FAMILIES = ("cheetah_vel", "walker_params", "ant_dir")
+FAMILIES = ("cheetah_vel", "walker_params", "ant_dir", "humanoid_dir")
 ROWS, STEPS, REPEATS = 64, 10, 5
-# Iterations of the solver and of its line search; None is the model's own number of the first.
-SETTINGS = ((None, 50), (None, 10), (None, 4), (4, 4), (2, 4))
+# Contacts that are kept, and iterations of the solver and of its line search; None is the family's
+# own number of the first, the model's of the second.
+SETTINGS = (
+    (0, None, 50),
+    (0, None, 4),
+    (None, None, 4),
+    (None, None, 10),
+    (None, 4, 4),
+    (None, 2, 4),
+)
+_MOVING = ("q", "qd", "qpos", "qvel", "qacc_warmstart")
+
+
+def with_contacts(family: str, contacts: int | None) -> Any:
+    """Returns a family on mjx that keeps so many contacts; 0 is all, None its own number."""
+    kind: Any = envs.load(family)
+    engine = kind.engines["mjx"]
+    kept = engine.contacts if contacts is None else contacts
+    engine = dataclasses.replace(engine, contacts=kept)
+    return type(kind.__name__, (kind,), {"engines": {"mjx": engine}})("mjx")
 
 
 def play(env: Any, states: Any, actions: jax.Array) -> Any:
@@ -35,28 +55,35 @@ def play(env: Any, states: Any, actions: jax.Array) -> Any:
 
 def measure(family: str) -> list[dict[str, Any]]:
     """Returns a row for each setting: speed, seconds to compile, errors (m, rad, and a second)."""
-    env: Any = envs.make(family, "mjx")
-    system = env._system
+    env = with_contacts(family, 0)
     keys = jax.random.split(jax.random.key(0), ROWS)
     shape = (STEPS, ROWS, env.action_size)
     first, actions = (
         jax.random.uniform(jax.random.key(i), shape, minval=-1.0, maxval=1.0) for i in (1, 2)
     )
-    states = jax.jit(jax.vmap(env.reset))(keys, env.sample_tasks(jax.random.key(3), ROWS))
+    tasks = env.sample_tasks(jax.random.key(3), ROWS)
+    states = jax.jit(jax.vmap(env.reset))(keys, tasks)
     states = jax.jit(lambda states: play(env, states, first))(states)
+    moving = {name: getattr(states.physics, name) for name in _MOVING}
     rows: list[dict[str, Any]] = []
     reference = None
-    for iterations, ls_iterations in SETTINGS:
+    for contacts, iterations, ls_iterations in SETTINGS:
+        env = with_contacts(family, contacts)
+        contacts = env.engines["mjx"].contacts
+        system = env._system
         iterations = iterations or int(system.opt.iterations)
         opt = system.opt.replace(iterations=iterations, ls_iterations=ls_iterations)
         env._system = system.replace(opt=opt)
+        # The rest of the physics follows from what moves; its shapes are those of the contacts.
+        fresh = jax.jit(jax.vmap(env.reset))(keys, tasks)
+        states = fresh.replace(physics=fresh.physics.replace(**moving))
         begun = time.monotonic()
-        compiled = jax.jit(lambda states: play(env, states, actions)).lower(states).compile()
+        compiled = jax.jit(functools.partial(play, env)).lower(states, actions).compile()
         compile_seconds = time.monotonic() - begun
-        after, seconds = compiled(states), []
+        after, seconds = compiled(states, actions), []
         for _ in range(REPEATS):
             begun = time.monotonic()
-            jax.block_until_ready(compiled(states))
+            jax.block_until_ready(compiled(states, actions))
             seconds.append(time.monotonic() - begun)
         place = np.concatenate([after.physics.q, after.physics.qd], axis=1)
         reference = place if reference is None else reference
@@ -64,6 +91,7 @@ def measure(family: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "family": family,
+                "contacts": contacts,
                 "iterations": iterations,
                 "ls_iterations": ls_iterations,
                 "env_steps_per_second": ROWS * STEPS / float(np.median(seconds)),

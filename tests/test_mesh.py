@@ -245,7 +245,8 @@ MANY_MATRICES = """
 import os, sys
 from experiments import devices
 
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 devices.prepare(2)
 import jax
 import jax.numpy as jnp

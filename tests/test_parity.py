@@ -508,7 +508,7 @@ def test_a_free_box_of_a_model_of_ones_own_is_that_of_native_mujoco(
 
 
 @pytest.mark.parametrize("family", ["cheetah_dir", "ant_dir", "humanoid_dir", "walker_params"])
-def test_bodies_never_have_more_contacts_than_are_kept(family):
+def test_bodies_never_have_more_contacts_than_are_kept(family, rank_promotion):
     body, kept = BODIES[family], envs.load(family).engines["mjx"].contacts
     model, random = native_model(body), np.random.default_rng(0)
     data, (low, high) = mujoco.MjData(model), model.actuator_ctrlrange.T
@@ -522,6 +522,11 @@ def test_bodies_never_have_more_contacts_than_are_kept(family):
         for dimension in most:
             most[dimension] = max(most[dimension], (data.contact.dim == dimension).sum())
     assert 1 < max(most.values()) <= kept, most
+    kinds = 2 if most[1] else 1
+    env = envs.make(family, "mjx")
+    tasks = env.sample_tasks(jax.random.key(1), 1)
+    state = jax.eval_shape(env.reset, jax.random.key(0), jax.tree.map(lambda x: x[0], tasks))
+    assert state.physics.contact.dist.shape == (kinds * kept,)
 
 
 # --- Where an episode begins.
