@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jmql import propensity, replay, td3
+from jmql import inputs, propensity, replay, td3
 from jmql.config import Config
 from jmql.keys import derive
 from jmql.learner import NewData
@@ -58,10 +58,10 @@ def adapt(
             return context
         return jnp.concatenate([context, batch.transition.observation], axis=-1)
 
-    fresh = whole(data, history_length)
+    fresh = inputs.show_batch(agent.scale, whole(data, history_length))
     new = features(fresh)
     drawn, past_weight = draw_past(config, memory, data.valid, derive(key, "classifier"))
-    past = features(drawn)
+    past = features(inputs.show_batch(agent.scale, drawn))
     classifier = propensity.fit(
         config.propensity,
         jnp.concatenate([new, past]),
@@ -81,6 +81,7 @@ def adapt(
     def draw_replay(key: Key) -> tuple[Batch, Array]:
         num = config.adapt.batch_multiple * config.td3.batch_size
         batch = replay.sample_whole(memory, key, num, history_length)
+        batch = inputs.show_batch(agent.scale, batch)
         if config.adapt.reuse == "propensity":
             odds = propensity.log_odds(classifier, features(batch))
             batch = batch.replace(weight=propensity.importance_weights(config.propensity, odds))

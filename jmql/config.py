@@ -31,6 +31,7 @@ class NetworkConfig(Settings):
     hidden_sizes: tuple[int, ...] = count((300, 300))  # ReLU layers of the actor and of each head
     context_size: int = count(20, 0)  # Z, the GRU's hidden state; 0 turns the context off
     history_length: int = count(20)  # H, steps of history that the context sees
+    normalize: bool = False  # networks see observations and rewards of mean 0 and variance 1
 
     def validate(self, prefix: str = "") -> None:
         """As in `Settings`."""

@@ -1,36 +1,53 @@
 """Meta-Q-Learning as a learner: TD3 on a context, adapted with replay weighted by propensity."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jmql import adapt, networks, replay, td3
+from jmql import adapt, inputs, networks, replay, td3
 from jmql.config import Config
+from jmql.inputs import Scale
 from jmql.learner import Learner, NewData
 from jmql.replay import ReplayState
 from jmql.td3 import AgentState, Sums
 from jmql.types import Array, Batch, History, Key, Metrics, Params, Policy
 
 
+class Acting(NamedTuple):
+    """What acts of an agent."""
+
+    weights: Params
+    scale: Scale | None
+
+
+def acting(agent: AgentState) -> Acting:
+    """Returns what acts of an agent."""
+    return Acting(agent.params["actor"], agent.scale)
+
+
 def learner(config: Config, action_size: int) -> Learner:
     """Returns Meta-Q-Learning under a configuration, for actions [A].
 
-    An agent is a `td3.AgentState`, and what acts its weights `actor`. Stages of adaptation:
+    An agent is a `td3.AgentState`, and what acts an `Acting`. Stages of adaptation:
     `step1`, after learning from the new data alone, and `post`, after weighted replay.
     """
     nets = networks.make(config.network, action_size)
 
     def init(key: Key, observation: Array, action: Array) -> AgentState:
-        return td3.init(nets, key, observation, action)
+        scale = inputs.init(len(observation)) if config.network.normalize else None
+        return td3.init(nets, key, observation, action, scale)
 
-    def explore(actor: Params, warmup: Array) -> Policy:
+    def act(actor: Acting, observation: Array, history: History) -> Array:
+        return nets.act(actor.weights, *inputs.show(actor.scale, observation, history))
+
+    def explore(actor: Acting, warmup: Array) -> Policy:
         """With Gaussian noise, clipped; uniform actions where `warmup`."""
 
         def policy(observation: Array, history: History, key: Key) -> tuple[Array, Any]:
             noise_key, uniform_key = jax.random.split(key)
-            action = nets.act(actor, observation, history)
+            action = act(actor, observation, history)
             noise = jax.random.normal(noise_key, action.shape)
             action = action + config.collect.exploration_noise * noise
             uniform = jax.random.uniform(uniform_key, action.shape, minval=-1.0, maxval=1.0)
@@ -38,25 +55,32 @@ def learner(config: Config, action_size: int) -> Learner:
 
         return policy
 
-    def greedy(actor: Params, reach: Array) -> Policy:
+    def greedy(actor: Acting, reach: Array) -> Policy:
         """Deterministic."""
 
         def policy(observation: Array, history: History, _: Key) -> tuple[Array, Any]:
             age = jnp.arange(len(history.mask))[::-1]
             history = history.replace(mask=history.mask & (age < reach))
-            return nets.act(actor, observation, history), ()
+            return act(actor, observation, history), ()
 
         return policy
 
     def learn(
         agent: AgentState, memory: ReplayState, key: Key, active: Array, updates: Array
     ) -> tuple[AgentState, Sums]:
-        """Takes `updates_per_round` steps on batches drawn uniformly."""
+        """Takes `updates_per_round` steps on batches drawn uniformly.
+
+        What networks see is scaled anew first, in warm-up too.
+        """
 
         def draw(key: Key) -> tuple[Batch, Array]:
             size, history = config.td3.batch_size, config.network.history_length
-            return replay.sample(memory, key, size, history), jnp.zeros(())
+            batch = replay.sample(memory, key, size, history)
+            return inputs.show_batch(agent.scale, batch), jnp.zeros(())
 
+        if agent.scale is not None:
+            scale = inputs.update(agent.scale, memory, config.collect.unroll)
+            agent = agent.replace(scale=scale)
         num = config.train.updates_per_round
         return td3.train(
             config.td3, nets, agent, key, num, draw, active=active, earlier=updates, divided=True
@@ -74,14 +98,14 @@ def learner(config: Config, action_size: int) -> Learner:
 
     def adapted(
         agent: AgentState, data: NewData, memory: ReplayState, key: Key
-    ) -> tuple[Params, Metrics]:
+    ) -> tuple[Acting, Metrics]:
         agents, diagnostics = adapt.adapt(config, nets, agent, data, memory, key)
-        actors = [stage.params["actor"] for stage in agents]
+        actors = [acting(stage) for stage in agents]
         return jax.tree.map(lambda *x: jnp.stack(x), *actors), diagnostics
 
     return Learner(
         init,
-        lambda agent: agent.params["actor"],
+        acting,
         explore,
         greedy,
         learn,

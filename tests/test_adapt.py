@@ -28,7 +28,7 @@ def state(built):
 def data(built, state):
     """Two episodes of a held-out task; the second is cut short by hand."""
     task = jax.tree.map(lambda x: x[0], built.held_out)
-    policy = built.learner.greedy(state.agent.params["actor"], jnp.inf)
+    policy = built.learner.greedy(built.learner.actor(state.agent), jnp.inf)
 
     @jax.jit
     def play(keys):

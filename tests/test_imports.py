@@ -20,6 +20,7 @@ LEVELS = (
     {"types", "settings", "config", "keys"},
     {"networks", "mesh"},
     {"replay"},
+    {"inputs"},
     {"learner", "rollout", "td3", "propensity"},
     {"adapt", "train"},
     {"evaluate", "mql"},

@@ -24,7 +24,7 @@ from jmql.config import (
 )
 
 CONFIG = RunConfig(
-    network=NetworkConfig(hidden_sizes=(16,), context_size=4, history_length=5),
+    network=NetworkConfig(hidden_sizes=(16,), context_size=4, history_length=5, normalize=True),
     td3=TD3Config(batch_size=16, learning_rate=1e-2),
     collect=CollectConfig(rows=4, unroll=10, warmup_steps=80, replay_capacity=400),
     train=TrainConfig(env_steps=240, updates_per_round=6, rounds_per_cycle=2),
