@@ -17,8 +17,6 @@ from jmql.config import (
 # is measured in experiments/results/tuning, and what they give in experiments/results/quick.
 _QUICK_TD3 = TD3Config(learning_rate=1e-3, batch_size=128)
 _QUICK_ADAPT = AdaptConfig(learning_rate=3e-4, step1_updates=10, step2_updates=40, batch_multiple=2)
-
-
 _QUICK_NETWORK = NetworkConfig(
     hidden_sizes=(128, 128), context_size=10, history_length=15, normalize=True
 )
@@ -55,8 +53,7 @@ BODY = _quick_body(400_000, TaskConfig(train=32, held_out=8), 1)
 # The cheetah learns with less noise, the ant with more.
 _CHEETAH_COLLECT = dataclasses.replace(_QUICK_COLLECT, exploration_noise=0.1)
 PRESETS: dict[str, dict[str, Any]] = {
-    # MuJoCo's physics is too slow for the ant on two cores (docs/results.md).
-    "ant_dir": _quick_body(600_000, TaskConfig(train=2, held_out=2), 4) | dict(backend="spring"),
+    "ant_dir": _quick_body(600_000, TaskConfig(train=2, held_out=2), 4),
     # Does not learn yet: goals are not inferred in so few updates (docs/results.md).
     "ant_goal": _quick_body(1_200_000, TaskConfig(train=128, held_out=8), 1)
     | dict(
