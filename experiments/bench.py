@@ -124,14 +124,14 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
         measured = learner(build(a_share(paper("cheetah_dir"), share)), repeats)
         yield "learner", "cheetah_dir, a share", f"batch {share}", measured
     for task in _COLLECTION_TASKS if "collection" in parts else ():
-        config = presets.preset(task, "quick")
+        config = dataclasses.replace(presets.preset(task, "quick"), backend="spring")
         for rows in _ROWS:
             for program in alone_and_together(_rows(config, rows)):
                 measured = collection(program, repeats)
-                yield "collection", f"{task} spring", f"{rows} rows", measured
+                yield "collection", f"{task} {config.backend}", f"{rows} rows", measured
         for program in alone_and_together(_rows(without_context(config), 64)):
             measured = collection(program, repeats)
-            yield "collection", f"{task} spring, no context", "64 rows", measured
+            yield "collection", f"{task} {config.backend}, no context", "64 rows", measured
     for count in _TASKS if "adaptation" in parts else ():
         config = presets.preset("point_goal", "quick")
         tasks = dataclasses.replace(config.tasks, held_out=count)

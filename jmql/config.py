@@ -24,7 +24,7 @@ Ranges = tuple[tuple[str, float, float], ...]
 
 @dataclass(frozen=True)
 class NetworkConfig(Settings):
-    """Sizes of the actor, the critic and their context encoders."""
+    """The actor, the critic and their context encoders: sizes, and what they see."""
 
     kind: ClassVar = Kind.LEARNED
 

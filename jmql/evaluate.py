@@ -12,7 +12,7 @@ from jmql.config import Config
 from jmql.keys import derive
 from jmql.learner import Learner, NewData
 from jmql.replay import ReplayState
-from jmql.types import Array, Env, Key, Metrics, Params, Task
+from jmql.types import Actor, Array, Env, Key, Metrics, Task
 
 
 class Games(NamedTuple):
@@ -26,12 +26,12 @@ class Earned(NamedTuple):
     """What an actor earned, [] each."""
 
     means: Metrics  # over episodes: `return` and what else the environment reports
-    failed: Array  # bool: its weights are not finite
+    failed: Array  # bool: something of it is not finite
     blew_up: Array  # episodes that ended because the physics was not finite
 
 
 def play(
-    config: Config, env: Env, learner: Learner, actor: Params, games: Games, key: Key
+    config: Config, env: Env, learner: Learner, actor: Actor, games: Games, key: Key
 ) -> tuple[NewData, Earned]:
     """Plays an episode from each of N starts.
 
@@ -80,11 +80,11 @@ def evaluate_task(
     """
     stages, most = learner.stages, max(config.adapt.episodes, config.evaluate.episodes)
 
-    def play_one(actor: Params, games: Games) -> tuple[NewData, Earned]:
+    def play_one(actor: Actor, games: Games) -> tuple[NewData, Earned]:
         return play(config, env, learner, actor, games, derive(key, "episodes"))
 
     @jax.jit  # traced once, although `skip` asks for its shapes too
-    def learn(actors: Params, data: NewData) -> tuple[Params, Metrics]:
+    def learn(actors: Actor, data: NewData) -> tuple[Actor, Metrics]:
         """Returns the actors with those of the later turns adapted, and the diagnostics."""
         data = jax.tree.map(lambda x: x[: config.adapt.episodes], data)
         assert learner.adapt is not None
@@ -93,10 +93,10 @@ def evaluate_task(
         stage = jnp.arange(plan[1:].size).clip(max=len(stages) - 1).reshape(plan[1:].shape)
         return jax.tree.map(lambda x, new: x.at[1:].set(new[stage]), actors, adapted), diagnostics
 
-    def skip(actors: Params, data: NewData) -> tuple[Params, Metrics]:
+    def skip(actors: Actor, data: NewData) -> tuple[Actor, Metrics]:
         return actors, zeros(jax.eval_shape(learn, actors, data)[1])
 
-    def turn(actors: Params, now: tuple[Array, Array]) -> tuple[Params, tuple[Earned, Metrics]]:
+    def turn(actors: Actor, now: tuple[Array, Array]) -> tuple[Actor, tuple[Earned, Metrics]]:
         index, kind = now
         now_playing = jax.tree.map(lambda x: x[index], actors)
         data, earned = jax.vmap(play_one)(now_playing, jax.tree.map(lambda x: x[kind], kinds))

@@ -27,7 +27,7 @@ class Scale(struct.PyTreeNode):
 
 
 def init(observation_size: int) -> Scale:
-    """Returns the scale before the first step, under which everything stays as it is."""
+    """Returns the scale before the first step, under which all within ±10 stays as it is."""
     observation = Moments(jnp.zeros(observation_size), jnp.ones(observation_size))
     return Scale(observation, Moments(jnp.zeros(()), jnp.ones(())), jnp.zeros(()))
 
@@ -52,7 +52,8 @@ def update(scale: Scale, memory: ReplayState, length: int) -> Scale:
         change = mean - before.mean
         return Moments(
             before.mean + share * change,
-            (1 - share) * (before.variance + share * jnp.square(change)) + share * variance,
+            before.variance
+            + share * (variance - before.variance + (1 - share) * jnp.square(change)),
         )
 
     return Scale(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jmql.replay import ReplayState
-from jmql.types import Array, Key, Metrics, Params, Policy, Transition
+from jmql.types import Actor, Array, Key, Metrics, Policy, Transition
 
 
 class NewData(NamedTuple):
@@ -24,13 +24,13 @@ class Learner(NamedTuple):
     # (key, observation [O], action [A]) -> agent; observation and action serve for their shapes
     init: Callable[[Key, Array, Array], Any]
     # agent -> actor
-    actor: Callable[[Any], Params]
+    actor: Callable[[Any], Actor]
     # (actor, warmup [] bool) -> policy: explores; acts at random where `warmup`
-    explore: Callable[[Params, Array], Policy]
+    explore: Callable[[Actor, Array], Policy]
     # (actor, reach []) -> policy: acts as well as it can, and sees the last `reach` steps
-    greedy: Callable[[Params, Array], Policy]
+    greedy: Callable[[Actor, Array], Policy]
     # (agent, memory, key, active [] bool, updates [] int32) -> agent and sums over its steps:
-    # learns from replay, whose newest steps are those of this round; nothing where not `active`.
+    # learns from replay, whose newest steps are those of this round; no step where not `active`.
     # `updates` is `agent.updates`, apart: under vmap over seeds it stays one number, so that what
     # depends on it alone stays a branch.
     learn: Callable[[Any, ReplayState, Key, Array, Array], tuple[Any, Any]]
@@ -42,4 +42,4 @@ class Learner(NamedTuple):
     stages: tuple[str, ...] = ()
     # (agent, new data, memory, key) -> the actors after each stage, leaves [stages, ...], and
     # diagnostics [] by their names after `adapt/`
-    adapt: Callable[[Any, NewData, ReplayState, Key], tuple[Params, Metrics]] | None = None
+    adapt: Callable[[Any, NewData, ReplayState, Key], tuple[Actor, Metrics]] | None = None

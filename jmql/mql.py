@@ -1,5 +1,6 @@
 """Meta-Q-Learning as a learner: TD3 on a context, adapted with replay weighted by propensity."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jmql.config import Config
 from jmql.inputs import Scale
 from jmql.learner import Learner, NewData
 from jmql.replay import ReplayState
-from jmql.td3 import AgentState, Sums
+from jmql.td3 import AgentState, ScaledAgentState, Sums
 from jmql.types import Array, Batch, History, Key, Metrics, Params, Policy
 
 
@@ -36,8 +37,10 @@ def learner(config: Config, action_size: int) -> Learner:
     nets = networks.make(config.network, action_size)
 
     def init(key: Key, observation: Array, action: Array) -> AgentState:
-        scale = inputs.init(len(observation)) if config.network.normalize else None
-        return td3.init(nets, key, observation, action, scale)
+        agent = td3.init(nets, key, observation, action)
+        if not config.network.normalize:
+            return agent
+        return ScaledAgentState(**vars(agent), scale=inputs.init(len(observation)))
 
     def act(actor: Acting, observation: Array, history: History) -> Array:
         return nets.act(actor.weights, *inputs.show(actor.scale, observation, history))
@@ -70,17 +73,17 @@ def learner(config: Config, action_size: int) -> Learner:
     ) -> tuple[AgentState, Sums]:
         """Takes `updates_per_round` steps on batches drawn uniformly.
 
-        What networks see is scaled anew first, in warm-up too.
+        What networks see is scaled anew before, in warm-up too.
         """
-
-        def draw(key: Key) -> tuple[Batch, Array]:
-            size, history = config.td3.batch_size, config.network.history_length
-            batch = replay.sample(memory, key, size, history)
-            return inputs.show_batch(agent.scale, batch), jnp.zeros(())
-
         if agent.scale is not None:
             scale = inputs.update(agent.scale, memory, config.collect.unroll)
             agent = agent.replace(scale=scale)
+        shown = functools.partial(inputs.show_batch, agent.scale)
+
+        def draw(key: Key) -> tuple[Batch, Array]:
+            size, history = config.td3.batch_size, config.network.history_length
+            return shown(replay.sample(memory, key, size, history)), jnp.zeros(())
+
         num = config.train.updates_per_round
         return td3.train(
             config.td3, nets, agent, key, num, draw, active=active, earlier=updates, divided=True

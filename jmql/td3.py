@@ -9,7 +9,7 @@ The same update serves meta-training (w = 1, no anchor) and adaptation (docs/met
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jmql import inputs, mesh
+from jmql import mesh
 from jmql.config import TD3Config
 from jmql.inputs import Scale
 from jmql.networks import Networks
@@ -31,7 +31,13 @@ class AgentState(struct.PyTreeNode):
     target_params: dict[str, Params]
     opt_state: dict[str, Any]  # one Adam for each network
     updates: Array  # [] int32: critic steps so far
-    scale: Scale | None = None  # of what the networks see
+    scale: ClassVar[Scale | None] = None  # networks see everything as it is
+
+
+class ScaledAgentState(AgentState):
+    """A learner whose networks see what is scaled. Apart, for a field changes checkpoints."""
+
+    scale: Scale  # type: ignore[misc]
 
 
 class Sums(struct.PyTreeNode):
@@ -45,20 +51,16 @@ class Sums(struct.PyTreeNode):
     actor_steps: Array  # how many of them moved the actor
 
 
-def init(
-    networks: Networks, key: Key, observation: Array, action: Array, scale: Scale | None = None
-) -> AgentState:
+def init(networks: Networks, key: Key, observation: Array, action: Array) -> AgentState:
     """Returns a fresh agent; observation [O] and action [A] serve for their shapes."""
     actor_key, critic_key = jax.random.split(key)
     history = History(observation[None], action[None], jnp.zeros(1), jnp.zeros(1, bool))
-    observation, history = inputs.show(scale, observation, history)
     params = {
         "actor": networks.actor.init(actor_key, observation, history),
         "critic": networks.critic.init(critic_key, observation, history, action),
     }
     # A copy: the state is donated to the compiled cycle, which refuses one buffer twice.
-    targets = jax.tree.map(jnp.copy, params)
-    return fresh_optimizer(AgentState(params, targets, {}, jnp.int32(0), scale))
+    return fresh_optimizer(AgentState(params, jax.tree.map(jnp.copy, params), {}, jnp.int32(0)))
 
 
 def fresh_optimizer(agent: AgentState) -> AgentState:

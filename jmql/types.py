@@ -21,6 +21,7 @@ Array = jax.Array
 Key = jax.Array
 Task = Any  # a pytree of arrays: what distinguishes one task of a family from another
 Params = Any  # a pytree of weights
+Actor = Any  # a pytree: what acts of an agent, such as weights and the scale of what they see
 Metrics = dict[str, Array]
 
 

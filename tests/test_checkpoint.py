@@ -14,6 +14,7 @@ import pytest
 
 from experiments import checkpoint
 from experiments.checkpoint import Checkpoints, Mismatch, Unreadable
+from tests import tiny
 
 # Torn files leave coroutines of orbax unfinished, which their end complains of.
 TORN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -54,6 +55,18 @@ def same(found, value: float) -> bool:
     except AssertionError:
         return False
     return True
+
+
+def test_agents_of_before_there_was_a_scale_are_read(tmp_path):
+    """Where nothing is scaled a checkpoint holds what it did in 0.2.0, and nothing beside."""
+    agent = tiny.filled(tiny.build(tiny.changed(network={"normalize": False}))).agent
+    names = ("params", "target_params", "opt_state", "updates")
+    with Checkpoints(tmp_path, IDENTITY) as files:
+        files.save(1, {name: getattr(agent, name) for name in names})
+        files.wait()
+        found = files.restore(jax.eval_shape(lambda: agent)).state
+    assert found.scale is None
+    chex.assert_trees_all_equal(found, agent)
 
 
 def test_the_newest_three_are_kept_and_the_newest_is_read(saved):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs.point import PointGoal
-from jmql import evaluate
+from jmql import evaluate, mql
 from tests import tiny
 
 
@@ -18,8 +18,8 @@ def state():
 
 
 def stages(*agents):
-    """Returns their actors, stacked."""
-    actors = [agent.params["actor"] for agent in agents]
+    """Returns what acts of them, stacked."""
+    actors = [mql.acting(agent) for agent in agents]
     return jax.tree.map(lambda *x: jnp.stack(x), *actors)
 
 
@@ -131,8 +131,10 @@ def test_more_stages_are_played_in_more_turns(state):
     built = tiny.build()
 
     def scale(agent, data, memory, key):
-        grown = [jax.tree.map(lambda x, i=i: x * (1 + i), agent) for i in range(3)]
-        return stages(*grown), {}
+        def grown(times):
+            return agent.replace(params=jax.tree.map(lambda x: x * times, agent.params))
+
+        return stages(*map(grown, (1, 2, 3))), {}
 
     names = ("one", "two", "three")
     play = evaluated(built, adapt=scale, stages=names)

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jmql import inputs, mql, replay
+from jmql import inputs, mql, replay, td3
+from jmql.learner import NewData
 from jmql.types import History
 from tests import tiny
 from tests.test_replay import make_rows, take
@@ -99,6 +101,72 @@ def test_what_never_varies_is_seen_as_zero():
     assert not observation.any()
     assert not history.observation.any()
     assert not history.reward.any()
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """A program whose agent sees what is scaled, and its state; and the same where that is in the
+    data: its observations are scaled by NumPy, and nothing is to be scaled. Rewards never are."""
+    free = {"propensity": {"observation": True}}
+    built = [tiny.build(tiny.changed(network={"normalize": x}, **free)) for x in (True, False)]
+    state = tiny.filled(built[0])
+    moments = inputs.Moments(jnp.array([0.5, -0.2]), jnp.array([0.3, 4.0]))
+    still = jnp.float32(1e12)  # steps: no others move it
+    scale = inputs.Scale(moments, inputs.Moments(jnp.zeros(()), jnp.ones(())), still)
+    agent = state.agent.replace(scale=scale)
+    return (built[0], agent, state.memory), (built[1], unscaled(agent), in_the_data(state.memory))
+
+
+def unscaled(agent):
+    return td3.AgentState(agent.params, agent.target_params, agent.opt_state, agent.updates)
+
+
+def in_the_data(tree):
+    """Returns transitions, or a replay of them, with the observations of `twins` scaled."""
+
+    def change(x):
+        return (x - np.array([0.5, -0.2])) / np.sqrt(np.array([0.3, 4.0]))
+
+    if isinstance(tree, replay.ReplayState):
+        return tree.replace(data=in_the_data(tree.data))
+    return tree.replace(
+        observation=jnp.float32(change(np.asarray(tree.observation))),
+        next_observation=jnp.float32(change(np.asarray(tree.next_observation))),
+    )
+
+
+def assert_equal(one, other):
+    for here, there in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(here, there, rtol=2e-4, atol=2e-5)
+
+
+def test_a_learner_learns_from_what_is_scaled(twins):
+    def learned(built, agent, memory):
+        learn = jax.jit(built.learner.learn)
+        return learn(agent, memory, jax.random.key(1), jnp.array(True), jnp.int32(0))
+
+    (one, sums), (other, same_sums) = (learned(*twin) for twin in twins)
+    assert_equal((unscaled(one), sums), (other, same_sums))
+    before = twins[0][1]
+    assert not np.allclose(*(jax.flatten_util.ravel_pytree(x.params)[0] for x in (one, before)))
+
+
+def test_an_agent_adapts_with_what_is_scaled_and_its_scale_stands_still(twins):
+    built, agent, memory = twins[0]
+    data = NewData(
+        jax.tree.map(lambda x: x[:1, :20], memory.data),
+        jnp.ones((1, 20), bool).at[:, 15:].set(False),
+    )
+
+    def adapted(built, agent, memory, data):
+        return jax.jit(built.learner.adapt)(agent, data, memory, jax.random.key(2))
+
+    actors, diagnostics = adapted(built, agent, memory, data)
+    scaled_data = NewData(in_the_data(data.transitions), data.valid)
+    other, same_diagnostics = adapted(*twins[1], scaled_data)
+    assert_equal((actors.weights, diagnostics), (other.weights, same_diagnostics))
+    stages = len(built.learner.stages)
+    assert_equal(actors.scale, jax.tree.map(lambda x: jnp.stack([x] * stages), agent.scale))
 
 
 def test_a_learner_scales_what_it_collects_and_acts_on_it():
