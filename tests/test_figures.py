@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import envs
 from envs.physics import Shapes
 from experiments.figures import __main__ as figures
-from experiments.figures import drawing
+from experiments.figures import drawing, learning
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -120,6 +120,13 @@ def test_a_body_is_drawn_from_the_farthest_part_to_the_nearest():
     box, ball = (path.vertices for path in body)
     np.testing.assert_allclose([box.min(0), box.max(0)], [[2.5, 1.0], [3.5, 2.0]])
     np.testing.assert_allclose([ball.min(0), ball.max(0)], [[2.75, 1.75], [3.25, 2.25]])
+
+
+def test_wall_time_is_the_sum_of_that_of_the_rows():
+    rows = [(1200, 10.0), (4200, 50.0), (7200, 25.0)]
+    names = ("env_steps", "time/env_steps_per_second")
+    minutes = learning._minutes([dict(zip(names, row, strict=True)) for row in rows])
+    np.testing.assert_allclose(minutes, [2.0, 3.0, 5.0])
 
 
 def test_learning_is_drawn_from_committed_rows(tmp_path, monkeypatch):

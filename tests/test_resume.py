@@ -28,6 +28,7 @@ from tests.test_cli import SMALL, command
 
 # Long enough to be caught in the middle.
 LONG = [*SMALL, "--train.env-steps", "3000", "--train.updates-per-round", "400"]
+LONG += ["--network.no-normalize"]  # as in `paper`; other tests of whole runs have it
 LONG += ["--tracking.wandb", "disabled"]
 TRAIN = ["train", "--task", "point_goal", "--seeds", "2", *LONG]
 

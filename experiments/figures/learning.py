@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path("experiments/results")
-_COLORS = {"quick": "#c2410c", "tuned": "#1d4ed8"}  # of profiles
+_COLORS = {"quick": "#c2410c", "paper": "#1d4ed8"}  # of profiles
 # What others report on MuJoCo's physics: steps, return, hours where said. Held-out return; public
 # logs of a PyTorch PEARL on an RTX 3080 and of MQL's release (docs/method.md section 4).
 _PEERS: dict[str, dict[str, list[tuple[float, ...]]]] = {
@@ -39,11 +39,10 @@ def draw(picture: Path) -> None:
         for name, color in _COLORS.items():
             if (task, name) in files:
                 _draw_runs(column, files[task, name], name, color)
-        if "mjx" in {_backend(path) for (found, _), path in files.items() if found == task}:
-            _draw_peers(column, task)
+        _draw_peers(column, task)
         column[0].set_title(task, fontsize=10)
         column[0].set_xlabel("environment steps (thousands)", fontsize=8)
-        column[1].set_xlabel("minutes, compiling included", fontsize=8)
+        column[1].set_xlabel("minutes, without compiling", fontsize=8)
         for axis in column:
             axis.tick_params(labelsize=8)
             axis.spines[["top", "right"]].set_visible(False)
@@ -57,27 +56,24 @@ def _files(profile: str) -> list[Path]:
     return sorted((RESULTS / profile).glob("*.jsonl"))
 
 
-def _backend(path: Path) -> str:
-    config = json.loads(path.with_suffix(".config.json").read_text(encoding="utf-8"))
-    return str(config["backend"])
-
-
 def _draw_runs(column: Any, path: Path, label: str, color: str) -> None:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    run = json.loads(path.with_suffix(".config.json").read_text(encoding="utf-8"))
     seeds = [[row for row in rows if row["seed"] == s] for s in sorted({r["seed"] for r in rows})]
     steps = np.array([row["env_steps"] for row in seeds[0]])
     returns = np.array([[row["eval/return_pre"] for row in mine] for mine in seeds])
-    minutes = np.mean([_minutes(mine) for mine in seeds], axis=0)
+    # Rows say how fast all seeds of their process are together.
+    minutes = len(run["seeds"]) * np.mean([_minutes(mine) for mine in seeds], axis=0)
     for axis, x in ((column[0], steps / 1e3), (column[1], minutes)):
         axis.fill_between(x, returns.min(0), returns.max(0), color=color, alpha=0.2, linewidth=0)
         axis.plot(x, returns.mean(0), color=color, linewidth=1.6, label=label)
 
 
 def _minutes(rows: list[dict[str, Any]]) -> np.ndarray:
-    """Returns the wall time of each row of a run, from its start."""
+    """Returns the wall time of each row of a run from its start, compiling left out."""
     speed = np.array([row["time/env_steps_per_second"] for row in rows])
     steps = np.diff([row["env_steps"] for row in rows], prepend=0)
-    return (rows[0]["time/compile_seconds"] + np.cumsum(steps / speed)) / 60
+    return np.cumsum(steps / speed) / 60
 
 
 def _draw_peers(column: Any, task: str) -> None:
