@@ -43,10 +43,11 @@ def draw(picture: Path) -> None:
         column[0].set_title(task, fontsize=10)
         column[0].set_xlabel("environment steps (thousands)", fontsize=8)
         column[1].set_xlabel("minutes, without compiling", fontsize=8)
-        for axis in column:
+        column[1].set_xscale("log")
+        for axis, corner in zip(column, ("lower right", "upper left"), strict=True):
             axis.tick_params(labelsize=8)
             axis.spines[["top", "right"]].set_visible(False)
-            axis.legend(fontsize=7, frameon=False, loc="lower right")
+            axis.legend(fontsize=7, frameon=False, loc=corner)
     for axis in axes[:, 0]:
         axis.set_ylabel("return on held-out tasks", fontsize=8)
     figure.savefig(picture, dpi=150)
@@ -82,6 +83,7 @@ def _draw_peers(column: Any, task: str) -> None:
         thousands = np.array(steps) / 1e3
         column[0].plot(thousands, returns, marker, color="#475569", markersize=4, label=label)
         for _, value, *hours in points:
-            if hours:  # minutes would not fit
-                text = f"{label}: {hours[0]:g} h"
-                column[1].axhline(value, color="#475569", linewidth=0.8, linestyle=":", label=text)
+            if hours:
+                text = f"{label}, {hours[0]:g} h"
+                minutes = 60 * hours[0]
+                column[1].plot(minutes, value, marker, color="#475569", markersize=4, label=text)
