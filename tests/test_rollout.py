@@ -60,6 +60,11 @@ LEARNER = mql.learner(CONFIG, ENV.action_size)
 NEVER = 1000  # a cut that does not cut
 
 
+def unscaled(weights):
+    """Returns what acts, of weights that see everything as it is."""
+    return mql.Acting(weights, None)
+
+
 @functools.cache
 def actor_params():
     carry = begin(5)
@@ -161,7 +166,7 @@ def test_acting_sees_the_history_that_training_cuts(end):
 
 def test_training_reproduces_the_actions_that_were_taken():
     params = actor_params()
-    policy = LEARNER.greedy(params, jnp.inf)
+    policy = LEARNER.greedy(unscaled(params), jnp.inf)
     act = jax.jit(
         lambda carry: rollout.collect(ENV, policy, carry, jax.random.key(1), 40, NEVER)[1]
     )
@@ -256,7 +261,7 @@ def actions(policy: Policy, num: int = 4000) -> np.ndarray:
 
 
 def test_greedy_is_deterministic():
-    drawn = actions(LEARNER.greedy(actor_params(), jnp.inf))
+    drawn = actions(LEARNER.greedy(unscaled(actor_params()), jnp.inf))
     assert (drawn == drawn[0]).all()
     carry = collect(begin(5), jax.random.key(0), 2)[0]
     direct = NETWORKS.act(actor_params(), carry.env_state.observation, carry.history)
@@ -268,27 +273,30 @@ def test_greedy_sees_as_far_back_as_it_may():
     carry = collect(begin(5), jax.random.key(0), 2)[0]
     newest = jax.tree.map(lambda x: x[-1:], carry.history)
     direct = NETWORKS.act(actor_params(), carry.env_state.observation, newest)
-    drawn = actions(LEARNER.greedy(actor_params(), jnp.int32(1)), 1)[0]
+    drawn = actions(LEARNER.greedy(unscaled(actor_params()), jnp.int32(1)), 1)[0]
     np.testing.assert_allclose(drawn, direct, atol=1e-6)
-    assert np.abs(drawn - actions(LEARNER.greedy(actor_params(), jnp.inf), 1)[0]).max() > 1e-3
+    assert (
+        np.abs(drawn - actions(LEARNER.greedy(unscaled(actor_params()), jnp.inf), 1)[0]).max()
+        > 1e-3
+    )
 
 
 def test_exploring_adds_noise_and_clips():
     params = jax.tree.map(lambda x: 0.3 * x, actor_params())  # away from the bounds
-    mean = actions(LEARNER.greedy(params, jnp.inf), 1)[0]
+    mean = actions(LEARNER.greedy(unscaled(params), jnp.inf), 1)[0]
     assert np.abs(mean).max() < 0.5
-    drawn = actions(LEARNER.explore(params, jnp.bool(False)))
+    drawn = actions(LEARNER.explore(unscaled(params), jnp.bool(False)))
     np.testing.assert_allclose(drawn.mean(0), mean, atol=0.01)
     np.testing.assert_allclose(drawn.std(0), 0.1, rtol=0.05)
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.05
     wild = dataclasses.replace(CONFIG, collect=CollectConfig(exploration_noise=5.0))
-    wild = actions(mql.learner(wild, ENV.action_size).explore(params, jnp.bool(False)))
+    wild = actions(mql.learner(wild, ENV.action_size).explore(unscaled(params), jnp.bool(False)))
     assert (wild.min(), wild.max()) == (-1.0, 1.0)
     assert 0.7 < (np.abs(wild) == 1.0).mean() < 0.95
 
 
 def test_warmup_is_uniform_whatever_the_policy():
-    drawn = actions(LEARNER.explore(actor_params(), jnp.bool(True)))
+    drawn = actions(LEARNER.explore(unscaled(actor_params()), jnp.bool(True)))
     assert np.abs(drawn).max() <= 1
     for column in drawn.T:
         sample = (np.sort(column) + 1) / 2

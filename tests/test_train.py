@@ -55,7 +55,9 @@ def host_values(tree):
 def test_warmup_fills_replay_and_learns_nothing(built, cycle):
     begin = built.init(built.keys)
     state, metrics, _ = cycle(begin, jnp.int32(2), TRUE)
-    chex.assert_trees_all_equal(state.agent, begin.agent)
+    still = begin.agent.replace(scale=state.agent.scale)  # which has seen the steps
+    chex.assert_trees_all_equal(state.agent, still)
+    assert state.agent.scale.count[0] == 2 * built.config.steps_per_round
     assert state.rounds[0] == 2
     assert metrics["updates"][0] == 0
     assert state.memory.size[0] == 20
