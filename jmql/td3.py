@@ -37,7 +37,7 @@ class AgentState(struct.PyTreeNode):
 class ScaledAgentState(AgentState):
     """A learner whose networks see what is scaled. Apart, for a field changes checkpoints."""
 
-    scale: Scale  # type: ignore[misc]
+    scale: Scale  # type: ignore[misc]  # of each agent, where the class above has none for all
 
 
 class Sums(struct.PyTreeNode):

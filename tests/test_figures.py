@@ -125,8 +125,9 @@ def test_a_body_is_drawn_from_the_farthest_part_to_the_nearest():
 def test_wall_time_is_the_sum_of_that_of_the_rows():
     rows = [(1200, 10.0), (4200, 50.0), (7200, 25.0)]
     names = ("env_steps", "time/env_steps_per_second")
-    minutes = learning._minutes([dict(zip(names, row, strict=True)) for row in rows])
-    np.testing.assert_allclose(minutes, [2.0, 3.0, 5.0])
+    rows = [dict(zip(names, row, strict=True)) for row in rows]
+    np.testing.assert_allclose(learning._minutes(rows, 1), [2.0, 3.0, 5.0])
+    np.testing.assert_allclose(learning._minutes(rows, 3), [6.0, 9.0, 15.0])
 
 
 def test_learning_is_drawn_from_committed_rows(tmp_path, monkeypatch):

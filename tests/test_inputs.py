@@ -179,11 +179,12 @@ def test_a_learner_scales_what_it_collects_and_acts_on_it():
         actor.scale.replace(observation=inputs.Moments(jnp.full(2, 3.0), jnp.ones(2))),
     )
     one = History(jnp.ones((H, 2)), jnp.ones((H, 2)), jnp.ones(H), jnp.ones(H, bool))
-    acts = [
-        built.learner.greedy(x, jnp.int32(H))(jnp.ones(2), one, jax.random.key(0))[0]
-        for x in (actor, moved)
-    ]
-    assert not np.allclose(*acts)
+    for act in (
+        lambda x: built.learner.greedy(x, jnp.int32(H)),
+        lambda x: built.learner.explore(x, jnp.array(False)),
+    ):
+        here, there = (act(x)(jnp.ones(2), one, jax.random.key(0))[0] for x in (actor, moved))
+        assert not np.allclose(here, there)
 
 
 def test_without_a_scale_networks_see_all_as_it_is():

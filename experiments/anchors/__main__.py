@@ -88,10 +88,10 @@ def main(python: str, *tasks: str) -> None:
     results = []
     for task in tasks or presets.tasks("paper"):
         config = bench.paper(task)
-        for program in [
-            *bench.alone_and_together(config),
-            *bench.alone_and_together(as_in_adaptation(config)),
-        ]:
+        programs = bench.alone_and_together(config)
+        if config.adapt.batch_multiple > 1:
+            programs += bench.alone_and_together(as_in_adaptation(config))
+        for program in programs:
             row = compare(python, program)
             results.append(row)
             print(

@@ -63,18 +63,20 @@ def _draw_runs(column: Any, path: Path, label: str, color: str) -> None:
     seeds = [[row for row in rows if row["seed"] == s] for s in sorted({r["seed"] for r in rows})]
     steps = np.array([row["env_steps"] for row in seeds[0]])
     returns = np.array([[row["eval/return_pre"] for row in mine] for mine in seeds])
-    # Rows say how fast all seeds of their process are together.
-    minutes = len(run["seeds"]) * np.mean([_minutes(mine) for mine in seeds], axis=0)
+    minutes = np.mean([_minutes(mine, len(run["seeds"])) for mine in seeds], axis=0)
     for axis, x in ((column[0], steps / 1e3), (column[1], minutes)):
         axis.fill_between(x, returns.min(0), returns.max(0), color=color, alpha=0.2, linewidth=0)
         axis.plot(x, returns.mean(0), color=color, linewidth=1.6, label=label)
 
 
-def _minutes(rows: list[dict[str, Any]]) -> np.ndarray:
-    """Returns the wall time of each row of a run from its start, compiling left out."""
+def _minutes(rows: list[dict[str, Any]], together: int) -> np.ndarray:
+    """Returns the wall time of each row of a seed from its start, compiling left out.
+
+    Rows say how fast all seeds that were trained together are as one.
+    """
     speed = np.array([row["time/env_steps_per_second"] for row in rows])
     steps = np.diff([row["env_steps"] for row in rows], prepend=0)
-    return np.cumsum(steps / speed) / 60
+    return together * np.cumsum(steps / speed) / 60
 
 
 def _draw_peers(column: Any, task: str) -> None:
