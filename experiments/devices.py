@@ -2,9 +2,11 @@
 
 import math
 import os
+from typing import Any
 
 import jax
 import psutil
+from jax.interpreters import mlir
 
 from experiments.config import RunConfig
 from experiments.memory import CGROUPS
@@ -28,9 +30,6 @@ def prepare(wanted: int) -> None:
         _HOST: wanted,
         # Else each would take all cores for its matrix products.
         "--xla_cpu_multi_thread_eigen": "false",
-        # Else parts of a program run on XLA's pool of a thread for each core and, where they
-        # factorise many matrices, wait there for threads of that pool: with none left, forever.
-        "--xla_cpu_enable_concurrency_optimized_scheduler": "false",
         # XLA ends the process where a device is 60 s late, as on a machine that others use, too.
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 86400,
         "--xla_cpu_collective_call_terminate_timeout_seconds": 7 * 86400,
@@ -39,6 +38,31 @@ def prepare(wanted: int) -> None:
     if wanted > 1 or _HOST in said:
         new = [f"{name}={value}" for name, value in flags.items() if name not in said]
         os.environ["XLA_FLAGS"] = " ".join([said, *new]).strip()
+        factorise_one_by_one()
+
+
+def factorise_one_by_one() -> None:
+    """Makes Cholesky factorisations of many matrices on CPU one call each, with the same bits.
+
+    JAX 0.10 divides one call over the threads of XLA's pool and waits for them, itself on a thread
+    of that pool: with one for each core and a device on each, all of them wait forever.
+    """
+    if jax.__version_info__ >= (0, 11):
+        return
+    from jax._src.lax import linalg
+
+    def lower(context: Any, matrices: Any) -> Any:
+        (shape,) = (aval.shape for aval in context.avals_in)
+        if len(shape) == 2:
+            return linalg._cholesky_cpu_lowering(context, matrices)
+        return each(context, matrices)
+
+    def factors(matrices: jax.Array) -> jax.Array:
+        flat = matrices.reshape(-1, *matrices.shape[-2:])
+        return jax.lax.map(jax.lax.linalg.cholesky_p.bind, flat).reshape(matrices.shape)
+
+    each = mlir.lower_fun(factors, multiple_results=False)
+    mlir.register_lowering(jax.lax.linalg.cholesky_p, lower, platform="cpu")
 
 
 def cores() -> int:

@@ -263,8 +263,11 @@ def solved(matrices):
 mesh = jax.sharding.Mesh(jax.devices(), ("rows",))
 everywhere = jax.jit(jax.shard_map(solved, mesh=mesh, check_vma=False,
     in_specs=jax.P("rows"), out_specs=jax.P("rows")))
-matrices = jnp.broadcast_to(10 * jnp.eye(23), (64 * len(jax.devices()), 23, 23))
+matrices = jnp.broadcast_to(10 * jnp.eye(23), (128 * len(jax.devices()), 23, 23))
 jax.block_until_ready(everywhere(matrices))
+factors = jax.jit(jnp.linalg.cholesky)(jnp.stack([4 * jnp.eye(3), -jnp.eye(3)]))
+assert (factors[0] == 2 * jnp.eye(3)).all()
+assert jnp.isnan(factors[1]).any()
 print(len(jax.devices()), "devices are done")
 """
 
