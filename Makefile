@@ -9,10 +9,10 @@ STAMP := $(if $(filter-out cuda tpu,$(EXTRA)),no-such-device,$(VENV)/.installed$
 # `flag,NAME,VARIABLE` is `--NAME 'VALUE'`, the value as it was given, or nothing where it is empty.
 flag = $(if $(strip $(value $(2))),--$(1) '$(subst ','\'',$(value $(2)))')
 # Else make expands them for the environment of what it runs.
-unexport TASK PROFILE SEED SEEDS RESUME RUN
+unexport TASK PROFILE SEED SEEDS RESUME RUN OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help train evaluate bench bench-anchor check test figures lint format lock no-such-device
+.PHONY: help train evaluate export bench bench-anchor check test figures lint format lock no-such-device
 
 help: ## list the commands
 	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
@@ -21,8 +21,11 @@ help: ## list the commands
 train: $(STAMP) ## TASK=ant_dir [PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
 	@$(JMQL) train $(call flag,task,TASK) $(call flag,profile,PROFILE) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) $(call flag,resume,RESUME) $(ARGS)
 
-evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256"]
+evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--split ood --shots 0 1 5 --ablations"]
 	@$(JMQL) evaluate $(call flag,run,RUN) $(ARGS)
+
+export: $(STAMP) ## RUN=runs/ant_dir/ID OUT=ant.jmql
+	@$(JMQL) export $(call flag,run,RUN) $(call flag,out,OUT) $(ARGS)
 
 bench: $(STAMP) ## measure speed; a JSON file in experiments/results
 	@$(JMQL) bench $(ARGS)

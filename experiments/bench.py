@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 import envs
 from experiments import guard, memory, presets, products, run
@@ -210,7 +211,7 @@ def adaptation(program: Program, repeats: int) -> dict[str, Any]:
             state.memory,
             program.held_out,
             key,
-        )
+        )[0]
 
     return measure(program, adapt, EQUAL, program.config.tasks.held_out, repeats)
 
@@ -241,7 +242,7 @@ def measure(
     full = jnp.full_like(state.memory.size, program.config.slots_per_row)
     state = state.replace(memory=state.memory.replace(size=full))
     run = program.spread(
-        lambda state, key: each(lambda state: function(state, key), state), results
+        lambda state, key: each(lambda state: function(state, key), state), results, (P(),)
     )
     begun = time.monotonic()
     compiled = jax.jit(run).lower(state, key).compile()

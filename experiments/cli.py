@@ -1,4 +1,4 @@
-"""`jmql train|evaluate|bench`: wiring between the command line and the rest.
+"""`jmql train|evaluate|export|bench`: wiring between the command line and the rest.
 
 Exit codes: 0 done; 2 wrong usage, with one line that says what and what is valid; 33 stopped by a
 signal and saved; 1 anything else, with the name of the file that has the traceback.
@@ -16,30 +16,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.config import RunConfig, RunFailed
+from experiments.config import RunConfig, RunFailed, Study
 from experiments.stop import Stop
 from experiments.view import View
 from jmql.config import AdaptConfig, EvaluateConfig, PropensityConfig
-from jmql.settings import LARGEST_SEED, ConfigError, Settings, bounded, count, flatten
+from jmql.settings import ConfigError, Settings, count, flatten
 
 # What takes long to import, JAX before all, is imported where it is used: a signal in the first
 # seconds of a training must find it ready to answer.
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluateArgs(Settings):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateArgs(Study):
     """Adapts a trained run to fresh held-out tasks and reports the returns. What it is measured
     with is as in the run, unless it is set here.
     """
 
     run: Path  # a run directory, runs/<task>/<run_id>
-    num_tasks: int = count(64)  # held-out tasks to draw
-    seed: int = bounded(0, 0, LARGEST_SEED)  # of the tasks and episodes
     devices: int = count(0, 0)  # that share the work; 0: all that help
-    split: str = ""  # draw them as this split's held-out tasks; empty: as the run's were drawn
     adapt: AdaptConfig = dataclasses.field(default_factory=AdaptConfig)
     propensity: PropensityConfig = dataclasses.field(default_factory=PropensityConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArgs(Settings):
+    """Writes a trained run as one file, with which `jmql.load` acts and adapts elsewhere."""
+
+    run: Path  # a run directory, runs/<task>/<run_id>
+    out: Path  # the file
+    seed: int | None = None  # which of the run's; by default the first
+    replay: int = count(20_000, 0)  # about so many transitions, for adaptation; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,7 @@ def _run(words: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "export": _export,
         "bench": _bench,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -127,14 +135,25 @@ def _evaluate(words: list[str]) -> int:
     folder = Path(given or "")
     config = run.read_config(folder)
     default = EvaluateArgs(
-        folder, adapt=config.adapt, propensity=config.propensity, evaluate=config.evaluate
+        run=folder, adapt=config.adapt, propensity=config.propensity, evaluate=config.evaluate
     )
     args = _parse(EvaluateArgs, "evaluate", words, default)
     args.validate()
     measured = {name: getattr(args, name) for name in ("adapt", "propensity", "evaluate")}
     config = dataclasses.replace(config, devices=args.devices, **measured)
     devices.prepare(devices.count(config, devices.cores()))
-    evaluate.evaluate(folder, config, args.num_tasks, args.seed, args.split)
+    evaluate.evaluate(folder, config, args)
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    args = _parse(ExportArgs, "export", words)
+    args.validate()
+    from experiments import devices, export, run
+
+    config = dataclasses.replace(run.read_config(args.run), devices=1)
+    devices.prepare(1)
+    export.export(args.run, config, args.out, args.seed, args.replay)
     return 0
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from jmql.config import Config
+from jmql.config import Config, Ranges
 from jmql.settings import (
     LARGEST_SEED,
     ConfigError,
@@ -86,6 +86,20 @@ class RunConfig(Config):
             )
 
 
+@dataclass(frozen=True)
+class Study(Settings):
+    """What is asked of a trained run."""
+
+    num_tasks: int = count(64)  # held-out tasks to draw
+    seed: int = bounded(0, 0, LARGEST_SEED)  # of the tasks and episodes
+    split: str = ""  # draw them as this split's held-out tasks; empty: as the run's were drawn
+    ranges: Ranges = ()  # draw parameters from these: (parameter, low, high)
+    shots: tuple[int, ...] = count((), 0)  # report after so many; empty: after each of adapt.shots
+    updates: tuple[int, ...] = count((), 0)  # also adapt with so many updates a shot: a curve
+    ablations: bool = False  # also adapt without each part of it, and from nothing
+    oracle: str = ""  # also play by this run of the family, trained with --observe-task
+
+
 def all_seeds(run: RunConfig) -> range:
     """Returns the seeds of a run, in the order of its leading axis S."""
     return range(run.seed, run.seed + run.seeds)
@@ -116,13 +130,17 @@ def from_json(text: str) -> RunConfig:
     """
     import pydantic  # takes long
 
+    values = json.loads(text)
+    match values:
+        case {"adapt": {"step2_updates": updates, **rest}}:  # as runs before 0.3 call it
+            values["adapt"] = rest | {"updates": updates}
     try:
-        config = pydantic.TypeAdapter(RunConfig).validate_json(text, strict=True)
+        config = pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "config"
         raise ConfigError(f"{name} is {first['input']!r}: {first['msg']}") from None
-    unknown = _names(json.loads(text)) - _names(dataclasses.asdict(config))
+    unknown = _names(values) - _names(dataclasses.asdict(config))
     if unknown:
         raise ConfigError(f"there is no setting {min(unknown)}")
     return config

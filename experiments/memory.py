@@ -9,6 +9,7 @@ import psutil
 from jax.sharding import Mesh
 
 from experiments.config import RunConfig
+from jmql.evaluate import AT_ONCE
 from jmql.settings import ConfigError
 from jmql.train import TrainState
 
@@ -21,7 +22,7 @@ _LIMITS = (
 
 # What a compiled program needs follows from these before all.
 SETTINGS = (
-    "td3.batch_size, adapt.batch_multiple, adapt.episodes, evaluate.episodes,"
+    "td3.batch_size, adapt.batch_multiple, adapt.shots, adapt.episodes, evaluate.episodes,"
     " evaluate.history_length, network.hidden_sizes"
 )
 
@@ -43,14 +44,14 @@ def at_least(
     Args:
         config: of the run.
         length: of an episode.
-        held_out: tasks that are adapted to side by side.
+        held_out: tasks that are adapted to, up to `AT_ONCE` of them side by side.
         shapes: of the TrainState of every seed, leaves [S, ...], with the devices that hold them.
         over: devices [seeds, rows].
     """
     adapt, evaluate, network = config.adapt, config.evaluate, config.network
     actors, data = shapes.actors, shapes.memory.data
     groups, sharers = over.devices.shape
-    seeds, tasks = config.seeds // groups, -(-held_out // sharers)
+    seeds, tasks = config.seeds // groups, min(AT_ONCE, -(-held_out // sharers))
 
     agent = size(shapes.agent) // config.seeds
     row = size(actors.env_state) // actors.episode_return.size
@@ -61,9 +62,9 @@ def at_least(
     sample = size(data) // data.reward.size + network.history_length * step
     seen = max(network.history_length, evaluate.history_length) * step
     episodes = 2 * max(adapt.episodes, evaluate.episodes)  # two actors play at a time
-    agents = tasks * agent if adapt.step1_updates else 0
+    agents = tasks * agent if adapt.step1_updates or adapt.updates else 0
     # One batch for all tasks.
-    drawn = adapt.batch_multiple * config.td3.batch_size if adapt.step2_updates else 0
+    drawn = adapt.batch_multiple * config.td3.batch_size if adapt.updates else 0
 
     of = f"{held_out:,} held-out tasks"
     counts = {
@@ -71,7 +72,9 @@ def at_least(
         f"episodes of {of} (adapt.episodes, evaluate.episodes, evaluate.history_length)": (
             tasks * episodes * (row + seen + length * observation)
         ),
-        f"new data of {of} (adapt.episodes)": tasks * adapt.episodes * length * sample,
+        f"new data of {of} (adapt.shots, adapt.episodes)": (
+            tasks * adapt.shots * adapt.episodes * length * sample
+        ),
         f"agents of {of} (network.hidden_sizes) and a batch (adapt.batch_multiple,"
         " td3.batch_size)": agents + drawn * sample,
     }

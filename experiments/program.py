@@ -66,23 +66,29 @@ class Program:
             updates = state.agent.updates[0]  # of every seed
             return each(lambda state: one(state, rounds, warmup, measured, updates), state)
 
-        run = self.spread(seeds, (STATE, EQUAL, EQUAL))
+        run = self.spread(seeds, (STATE, EQUAL, EQUAL), (P(), P(), P()))
         return cast(tuple[TrainState, Metrics, Metrics], run(state, rounds, warmup, measured))
 
-    def spread(self, function: Callable[..., Any], results: Any) -> Callable[..., Any]:
+    def spread(
+        self, function: Callable[..., Any], results: Any, others: tuple[Any, ...]
+    ) -> Callable[..., Any]:
         """Returns a function of a TrainState [S, ...] and other arrays, run on all devices.
 
         Args:
-            function: of the part of the TrainState that a device holds, and the arrays.
+            function: of the part of the TrainState that a device holds, and of the others.
             results: where its results are, as a tree of `PartitionSpec`.
+            others: where the other arguments are.
         """
 
-        def everywhere(state: TrainState, *equal: Any) -> Any:
+        def everywhere(*arguments: Any) -> Any:
             # That what is computed from gathered data is equal everywhere, JAX could not prove.
-            where = (STATE, *[P()] * len(equal))
             return jax.shard_map(
-                function, mesh=self.mesh, in_specs=where, out_specs=results, check_vma=False
-            )(state, *equal)
+                function,
+                mesh=self.mesh,
+                in_specs=(STATE, *others),
+                out_specs=results,
+                check_vma=False,
+            )(*arguments)
 
         return everywhere
 
@@ -114,11 +120,12 @@ def shardings(over: Mesh) -> Any:
     )
 
 
-def each(function: Callable[[TrainState], Any], states: TrainState) -> Any:
-    """Returns what a function gives for each of several seeds, leaves [S, ...]."""
+def each(function: Callable[..., Any], states: TrainState, *others: Any) -> Any:
+    """Returns what a function gives for each of several seeds, all leaves [S, ...]."""
     if len(states.rounds) > 1:
-        return jax.vmap(function)(states)
-    lone = function(jax.tree.map(lambda x: x[0], states))  # which is traced in half the time
+        return jax.vmap(function)(states, *others)
+    # Traced in half the time.
+    lone = function(*jax.tree.map(lambda x: x[0], (states, *others)))
     return jax.tree.map(lambda x: x[None], lone)
 
 
@@ -152,7 +159,7 @@ def build(run: RunConfig, held_out_at_once: int | None = None) -> Program:
     run.validate()
     env, train_ranges, held_out_ranges = named(run)
     refuse_uncounted(run, env)
-    learner, key = mql.learner(run, env.action_size), jax.random.key(run.tasks.seed)
+    learner, key = learner_of(run, env), jax.random.key(run.tasks.seed)
 
     def draw(purpose: str, num: int, ranges: dict[str, Any]) -> Task:
         return env.sample_tasks(derive(key, purpose), num, ranges)
@@ -192,14 +199,20 @@ def build(run: RunConfig, held_out_at_once: int | None = None) -> Program:
     return Program(run, env, learner, train_tasks(), held_out(), held_out_ranges, over, shapes)
 
 
+def learner_of(run: RunConfig, env: Environment) -> Learner:
+    """Returns the algorithm that a configuration names."""
+    return mql.learner(run, env.action_size)
+
+
 def refuse_uncounted(run: RunConfig, env: Environment) -> None:
     """Raises ConfigError if the classifier of adaptation would see more than can be counted."""
-    seen = 2 * (run.adapt.episodes * env.episode_length + run.tasks.train)
+    adapt = run.adapt
+    seen = 2 * (adapt.shots * adapt.episodes * env.episode_length + run.tasks.train)
     if seen > LARGEST_INT:
         raise ConfigError(
-            f"adapt.episodes is {run.adapt.episodes}; in episodes of {env.episode_length} steps,"
-            f" with as many of replay, that is {seen:,} transitions, and at most {LARGEST_INT:,}"
-            " can be counted"
+            f"adapt.shots is {adapt.shots} and adapt.episodes {adapt.episodes}; in episodes of"
+            f" {env.episode_length} steps, with as many of replay, that is {seen:,} transitions,"
+            f" and at most {LARGEST_INT:,} can be counted"
         )
 
 

@@ -18,7 +18,7 @@ from experiments.program import Program
 from jmql.types import Task
 
 # How stages are called in a table; others by their own names.
-_STAGES = {"return_pre": "before", "return_step1": "after step 1", "return_post": "after step 2"}
+_STAGES = {"return_pre": "before", "return_step1": "after step 1", "return_post": "after"}
 
 # Episodes whose physics was not finite, in training and in evaluation, and adaptations whose
 # weights were not.
@@ -112,7 +112,7 @@ def task_names(family: Environment | type[Environment], tasks: Task) -> list[str
 def table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, list[str]]]) -> None:
     """Prints a table of numbers with a name in front of each row."""
     result = Table(title=title, title_justify="left", title_style="bold")
-    result.add_column("")
+    result.add_column("", no_wrap=True)
     for name in columns:
         result.add_column(name, justify="right")
     for name, cells in rows:
@@ -210,9 +210,10 @@ def has_all(program: Program, row: Mapping[str, Any]) -> bool:
     """Returns whether a row of metrics.jsonl has what `report` reads of it."""
     if not any(name.startswith(("train/", "eval/")) for name in row):
         return "collect/blew_up" in row  # of warm-up that was not evaluated
+    ends = (program.stages[0], program.stages[-1])  # the number of shots may have changed
     numbers = {*TROUBLES, f"eval/{program.stages[-1]}_p20"}
-    numbers |= {f"eval/{stage}" for stage in program.stages}
-    lists = {f"tasks/{name}" for name in (*program.stages, "failed")}
+    numbers |= {f"eval/{stage}" for stage in ends}
+    lists = {f"tasks/{name}" for name in (*ends, "failed")}
     return row.keys() >= numbers | lists and all(
         len(row[name]) == program.config.tasks.held_out for name in lists
     )
@@ -228,23 +229,25 @@ def report(program: Program, rows: Sequence[Mapping[str, Any]]) -> None:
     config = program.config
     measured = [row for row in rows if "eval/return_pre" in row]  # not all of warm-up is
     first, last = measured[: config.seeds], measured[-config.seeds :]
+    # A run that is done and goes on with another number of shots has the old ones.
+    stages = [name for name in program.stages if all(f"eval/{name}" in row for row in last)]
 
     def cells(name: str, pick: Any = lambda x: x) -> list[str]:
         """One stage after the other, of a metric that `pick` makes a number."""
         untrained = [pick(row[f"{name}/return_pre"]) for row in first]
-        stages = [[pick(row[f"{name}/{stage}"]) for row in last] for stage in program.stages]
-        return [mean_and_spread(values) for values in (untrained, *stages)]
+        later = [[pick(row[f"{name}/{stage}"]) for row in last] for stage in stages]
+        return [mean_and_spread(values) for values in (untrained, *later)]
 
     shown = [("mean", cells("eval"))]
     names = task_names(program.env, program.held_out)
     for k, name in enumerate(names if len(names) <= 4 else []):
         shown.append((name, cells("tasks", lambda x, k=k: x[k])))
     worst = mean_and_spread([row[f"eval/{program.stages[-1]}_p20"] for row in last])
-    shown.append(("worst fifth", [""] * len(program.stages) + [worst]))
+    shown.append(("worst fifth", [""] * len(stages) + [worst]))
     table(
         f"return on {config.tasks.held_out} held-out tasks after {last[0]['env_steps']:,} steps"
         + (f", mean ± std over {config.seeds} seeds" if config.seeds > 1 else ""),
-        ["untrained", *columns(program.stages)],
+        ["untrained", *columns(stages)],
         shown,
     )
     warn_if_reuse_is_off([row.get("adapt/beta_zero_share") for row in last])

@@ -8,6 +8,7 @@ What a program may use. Everything is imported when it is asked for.
     evaluate                   adaptation to held-out tasks, and what it earns
     cycle.cycle                some rounds of training, then evaluation: the unit to compile
     rollout, replay            acting and remembering, for other loops than these
+    load, TrainedPolicy, Episode   a trained policy from a file: it acts, and adapts to your data
     Transition, History, Batch, Policy, Env, NewData    the data that flows through them
 """
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from jmql.learner import Learner, NewData
+    from jmql.policy import Episode, TrainedPolicy, load
     from jmql.settings import ConfigError
     from jmql.train import TrainState
     from jmql.types import Batch, Env, History, Policy, Transition
@@ -39,6 +41,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Env",
+    "Episode",
     "EvaluateConfig",
     "History",
     "Learner",
@@ -50,21 +53,23 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "TrainState",
+    "TrainedPolicy",
     "Transition",
     "cycle",
     "evaluate",
+    "load",
     "mql",
     "replay",
     "rollout",
     "train",
 ]
-_HOMES = ("config", "learner", "settings", "train", "types")
+_HOMES = ("config", "learner", "policy", "settings", "train", "types")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'jmql' has no attribute {name!r}")
-    if name.islower():
+    if name.islower() and name != "load":
         return importlib.import_module(f"jmql.{name}")
     homes = (importlib.import_module(f"jmql.{home}") for home in _HOMES)
     return next(getattr(home, name) for home in homes if hasattr(home, name))

@@ -1,36 +1,31 @@
 """Adaptation to one new task (docs/method.md section 2): pure, so vmap over tasks is a batch."""
 
 import dataclasses
-from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jmql import inputs, propensity, replay, td3
 from jmql.config import Config
 from jmql.keys import derive
-from jmql.learner import NewData
+from jmql.learner import Adapted, NewData
 from jmql.networks import Networks
 from jmql.replay import ReplayState
 from jmql.td3 import AgentState
 from jmql.types import Array, Batch, Key, Metrics
 
 
-class Adapted(NamedTuple):
-    """An agent on its way to a new task. Drop both to roll back."""
-
-    step1: AgentState  # after learning from the new data alone
-    step2: AgentState  # and after weighted replay
-
-
 def adapt(
     config: Config,
     networks: Networks,
+    meta: AgentState,
     agent: AgentState,
     data: NewData,
     memory: ReplayState,
     key: Key,
+    shot: Array,
 ) -> tuple[Adapted, Metrics]:
-    """Adapts a meta-trained agent to the task that new data came from.
+    """Learns from the new data so far and from replay that looks like it: one shot.
 
     Contexts, and so the importance weights, are those of the meta-trained actor throughout: the
     classifier is applied to the features it was fitted to.
@@ -38,30 +33,36 @@ def adapt(
     Args:
         config: the whole configuration.
         networks: the agent's modules.
-        agent: the meta-trained agent, also the anchor of the proximal term.
-        data: what the agent did on the new task.
+        meta: the meta-trained agent, also the anchor of the proximal term.
+        agent: as adapted so far.
+        data: what the agent did on the new task, `adapt.episodes` a shot, those to come not valid.
         memory: replay of the training tasks.
         key: for batches and noise. Tasks that are adapted to side by side should share it: then
             replay is read once for all of them.
+        shot: [] int32 from 0. The first begins with the new data alone.
 
     Returns:
         The adapted agents, and the diagnostics of `propensity.diagnostics` with `prox_coef`, the
-        mean lambda of step 2. [] each.
+        mean lambda of the batches after step 1, [] each, and `reuse` [tasks.train], which share of
+        the importance weights of the classifier's draw each training task has, 0 where all are 0.
     """
     history_length = config.network.history_length
-    meta = agent.params
-    agent = td3.fresh_optimizer(agent)
+    anchor = meta.params
 
     def features(batch: Batch) -> Array:
-        context = networks.context(meta["actor"], batch.history)
+        context = networks.context(anchor["actor"], batch.history)
         if not config.propensity.observation:
             return context
         return jnp.concatenate([context, batch.transition.observation], axis=-1)
 
-    fresh = inputs.show_batch(agent.scale, whole(data, history_length))
+    def weights(seen: Array) -> Array:
+        odds = propensity.log_odds(classifier, seen)
+        return propensity.importance_weights(config.propensity, odds)
+
+    fresh = inputs.show_batch(meta.scale, whole(data, history_length))
     new = features(fresh)
     drawn, past_weight = draw_past(config, memory, data.valid, derive(key, "classifier"))
-    past = features(inputs.show_batch(agent.scale, drawn))
+    past = features(inputs.show_batch(meta.scale, drawn))
     classifier = propensity.fit(
         config.propensity,
         jnp.concatenate([new, past]),
@@ -74,29 +75,53 @@ def adapt(
         fresh.weight,
         propensity.log_odds(classifier, past),
     )
+    by_task = past_weight * weights(past)
+    by_task = by_task.reshape(-1, config.tasks.train).sum(0)
+    total = by_task.sum()
+    metrics["reuse"] = jnp.where(total > 0, by_task / jnp.where(total > 0, total, 1.0), 0.0)
 
-    def draw_new(_: Key) -> tuple[Batch, Array]:
-        return fresh, jnp.zeros(())
+    first = jax.tree.map(lambda x: x[: config.adapt.episodes], data)
+    alone = inputs.show_batch(meta.scale, whole(first, history_length))
+    size = config.adapt.batch_multiple * config.td3.batch_size
+    from_new = round(config.adapt.new_share * size)
 
-    def draw_replay(key: Key) -> tuple[Batch, Array]:
-        num = config.adapt.batch_multiple * config.td3.batch_size
-        batch = replay.sample_whole(memory, key, num, history_length)
-        batch = inputs.show_batch(agent.scale, batch)
-        if config.adapt.reuse == "propensity":
-            odds = propensity.log_odds(classifier, features(batch))
-            batch = batch.replace(weight=propensity.importance_weights(config.propensity, odds))
-        coef = jnp.float32(config.adapt.prox_coef)
-        if config.adapt.prox == "ess":
-            coef = coef * (1.0 - propensity.effective_sample_size(batch.weight))
-        return batch, coef
+    def draw_alone(_: Key) -> tuple[Batch, Array]:
+        return alone, jnp.zeros(())
+
+    def draw(key: Key) -> tuple[Batch, Array]:
+        parts, coef = [], jnp.float32(config.adapt.prox_coef)
+        if from_new:
+            parts.append(draw_new(data, derive(key, "new"), from_new, history_length))
+        if from_new < size:
+            key = derive(key, "replay")
+            parts.append(replay.sample_whole(memory, key, size - from_new, history_length))
+        parts = [inputs.show_batch(meta.scale, part) for part in parts]
+        if from_new < size:
+            if config.adapt.reuse == "propensity":
+                parts[-1] = parts[-1].replace(weight=weights(features(parts[-1])))
+            if config.adapt.prox == "ess":
+                coef = coef * (1.0 - propensity.effective_sample_size(parts[-1].weight))
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts), coef
 
     learner = dataclasses.replace(config.td3, learning_rate=config.adapt.learning_rate)
-    num1, num2 = config.adapt.step1_updates, config.adapt.step2_updates
-    step1, _ = td3.train(learner, networks, agent, derive(key, "step 1"), num1, draw_new)
-    step2, learned = td3.train(
-        learner, networks, step1, derive(key, "step 2"), num2, draw_replay, anchor=meta
+    num1, num2 = config.adapt.step1_updates, config.adapt.updates
+    step1, _ = td3.train(
+        learner, networks, agent, derive(key, "step 1"), num1, draw_alone, active=shot == 0
     )
-    return Adapted(step1, step2), metrics | {"prox_coef": td3.means(learned).prox_coef}
+    agent, learned = td3.train(
+        learner, networks, step1, derive(key, "step 2"), num2, draw, anchor=anchor
+    )
+    return Adapted(step1, agent), metrics | {"prox_coef": td3.means(learned).prox_coef}
+
+
+def draw_new(data: NewData, key: Key, num: int, history_length: int) -> Batch:
+    """Draws `num` of the new data's steps, uniformly and with replacement."""
+    valid = data.valid.reshape(-1)
+    so_far = jnp.cumsum(valid)
+    which = jax.random.randint(key, (num,), 1, so_far[-1] + 1)  # 1 is the first valid step
+    place = jnp.searchsorted(so_far, which)
+    row, slot = jnp.divmod(place, data.valid.shape[1])
+    return replay.windows(data.transitions, row, slot, history_length)
 
 
 def draw_past(config: Config, memory: ReplayState, valid: Array, key: Key) -> tuple[Batch, Array]:

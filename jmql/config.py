@@ -99,15 +99,17 @@ class PropensityConfig(Settings):
 
 @dataclass(frozen=True)
 class AdaptConfig(Settings):
-    """Adaptation to one held-out task."""
+    """Adaptation to one held-out task, in shots: an episode, then learning from all so far."""
 
     kind: ClassVar = Kind.MEASURED
 
-    episodes: int = count(1)  # episodes of new data, collected by the meta-trained policy
-    learning_rate: float = positive(1e-3)  # of the fresh Adam
-    step1_updates: int = count(10, 0)  # critic steps on the new data alone
-    step2_updates: int = count(50, 0)  # critic steps on weighted replay
-    batch_multiple: int = count(10)  # step 2 draws this many times td3.batch_size
+    shots: int = count(1)  # times that the policy as adapted so far collects, and learns
+    episodes: int = count(1)  # episodes of new data of a shot
+    learning_rate: float = positive(1e-3)  # of one fresh Adam for all shots
+    step1_updates: int = count(10, 0)  # critic steps on the new data alone, in the first shot
+    updates: int = count(50, 0)  # critic steps of each shot, on weighted replay and new data
+    new_share: float = bounded(0.0, 0, 1)  # of each of their batches: new data; the paper has none
+    batch_multiple: int = count(10)  # times td3.batch_size: their batches
     reuse: Literal["propensity", "uniform"] = "propensity"  # weights of replay: estimated, or 1
     prox: Literal["constant", "ess"] = "constant"  # lambda: prox_coef, or prox_coef * (1 - ESS)
     prox_coef: float = not_negative(0.1)

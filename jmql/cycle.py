@@ -44,7 +44,7 @@ def cycle(
 
     @jax.jit  # traced once, although its shapes are asked for too
     def measure(state: TrainState) -> Metrics:
-        return evaluate(config, env, learner, state.agent, state.memory, held_out, key)
+        return evaluate(config, env, learner, state.agent, state.memory, held_out, key)[0]
 
     def skip(state: TrainState) -> Metrics:
         return dict(zeros(jax.eval_shape(measure, state)))

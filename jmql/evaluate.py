@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jmql import mesh, rollout
 from jmql.config import Config
@@ -13,6 +14,8 @@ from jmql.keys import derive
 from jmql.learner import Learner, NewData
 from jmql.replay import ReplayState
 from jmql.types import Actor, Array, Env, Key, Metrics, Task
+
+AT_ONCE = 64  # tasks that a device adapts to side by side
 
 
 class Games(NamedTuple):
@@ -65,65 +68,97 @@ def evaluate_task(
     task: Task,
     key: Key,
     draws: Key,
-) -> Metrics:
-    """Collects, adapts and evaluates on one task, under a key for its episodes and one for the
-    draws of adaptation.
+    given: NewData | None = None,
+) -> tuple[Metrics, NewData]:
+    """Collects, adapts and evaluates on one task, shot after shot, under a key for its episodes
+    and one for the draws of adaptation.
 
     All actors play the same number of episodes, from the same starts, with the same kind of
-    history.
+    history; the data of each shot have starts of their own. Or the data of all shots are `given`.
 
     Returns:
         For `pre` and each stage of the learner `return_*`, and likewise what else the environment
         reports, means over episodes; `failed`, whether adaptation ended in weights that are not
-        finite; `blew_up`, how many of the other episodes ended because the physics was not finite;
-        and the diagnostics of adaptation. [] each.
+        finite; `blew_up`, how many of these episodes ended because the physics was not finite,
+        [] each; and the diagnostics of the last shot. Beside them the data of all shots,
+        [shots * adapt.episodes].
     """
-    stages, most = learner.stages, max(config.adapt.episodes, config.evaluate.episodes)
+    stages = learner.stages
+    shots, episodes = max(0, len(stages) - 1), config.adapt.episodes
+    most = max(episodes, config.evaluate.episodes)
+    Carry = tuple[Any, Actor, NewData]  # the agent so far, what acted after step 1, all new data
 
     def play_one(actor: Actor, games: Games) -> tuple[NewData, Earned]:
         return play(config, env, learner, actor, games, derive(key, "episodes"))
 
     @jax.jit  # traced once, although `skip` asks for its shapes too
-    def learn(actors: Actor, data: NewData) -> tuple[Actor, Metrics]:
-        """Returns the actors with those of the later turns adapted, and the diagnostics."""
-        data = jax.tree.map(lambda x: x[: config.adapt.episodes], data)
+    def learn(carry: Carry, played: NewData, shot: Array) -> tuple[Carry, Metrics]:
+        so_far, halfway, data = carry
+        first = shot * episodes
+        if given is not None:
+            played = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, episodes), given)
+        data = jax.tree.map(
+            lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:episodes], first, axis=0),
+            data,
+            played,
+        )
         assert learner.adapt is not None
-        adapted, diagnostics = learner.adapt(agent, data, memory, draws)
-        # Where the last turn has a place too many, the last stage plays twice.
-        stage = jnp.arange(plan[1:].size).clip(max=len(stages) - 1).reshape(plan[1:].shape)
-        return jax.tree.map(lambda x, new: x.at[1:].set(new[stage]), actors, adapted), diagnostics
+        draw = jax.random.fold_in(draws, shot)
+        adapted, diagnostics = learner.adapt(agent, so_far, data, memory, draw, shot)
+        halfway = where(shot == 0, learner.actor(adapted.step1), halfway)
+        return (adapted.agent, halfway, data), diagnostics
 
-    def skip(actors: Actor, data: NewData) -> tuple[Actor, Metrics]:
-        return actors, zeros(jax.eval_shape(learn, actors, data)[1])
+    def skip(carry: Carry, played: NewData, shot: Array) -> tuple[Carry, Metrics]:
+        return carry, zeros(jax.eval_shape(learn, carry, played, shot)[1])
 
-    def turn(actors: Actor, now: tuple[Array, Array]) -> tuple[Actor, tuple[Earned, Metrics]]:
-        index, kind = now
-        now_playing = jax.tree.map(lambda x: x[index], actors)
-        data, earned = jax.vmap(play_one)(now_playing, jax.tree.map(lambda x: x[kind], kinds))
+    def turn(carry: Carry, index: Array) -> tuple[Carry, tuple[Earned, Metrics]]:
+        """Two actors play at a time, so that physics is compiled once: the agent as adapted so far
+        for data and to be evaluated, and after the last shot that of step 1 and the last.
+        """
+        actor = learner.actor(carry[0])
+        actors = jax.tree.map(
+            lambda x, y: jnp.stack([x, y]), where(index < shots, actor, carry[1]), actor
+        )
+        games = jax.tree.map(lambda x: x[jnp.stack([index, jnp.int32(shots)])], kinds)
+        played, earned = jax.vmap(play_one)(actors, games)
         if not stages:
-            return actors, (earned, {})
-        data = jax.tree.map(lambda x: x[0], data)
-        actors, diagnostics = jax.lax.cond(index == 0, learn, skip, actors, data)
-        return actors, (earned, diagnostics)
+            return carry, (earned, {})
+        played = jax.tree.map(lambda x: x[0], played)
+        carry, diagnostics = lax.cond(index < shots, learn, skip, carry, played, index)
+        return carry, (earned, diagnostics)
 
-    # Games are of two kinds: 0 for data, 1 for evaluation.
-    keys = jnp.stack([jax.random.split(derive(key, kind), most) for kind in ("data", "starts")])
-    starts = jax.vmap(jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None))(keys, task)
-    trained = config.network.history_length
-    kinds = Games(starts, jnp.array([trained, config.evaluate.history_length or trained]))
-    # Two actors play at a time, in turns of a loop so that physics is compiled once: first the
-    # meta-trained one for data and to be evaluated, then those of the stages.
-    plan = jnp.array([[0, 1], *[[1, 1]] * math.ceil(len(stages) / 2)])  # [turn, actor]
-    actors = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (*plan.shape, *x.shape)), learner.actor(agent)
+    # Games [shots + 1]: those for the data of each shot, and for evaluation.
+    keys = jnp.concatenate(
+        [
+            jax.random.split(derive(key, "data"), (shots, most)),
+            jax.random.split(derive(key, "starts"), (1, most)),
+        ]
     )
-    _, (earned, diagnostics) = jax.lax.scan(turn, actors, (jnp.arange(len(plan)), plan))
-    earned = jax.tree.map(lambda x: x.reshape(-1)[1 : 2 + len(stages)], earned)
-    metrics = jax.tree.map(lambda x: x[0], diagnostics)
+    starts = jax.vmap(jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None))(keys, task)
+    reach = jnp.full(shots + 1, config.network.history_length)
+    if config.evaluate.history_length:
+        reach = reach.at[-1].set(config.evaluate.history_length)
+    kinds = Games(starts, reach)
+    row = rollout.begin(env, jax.tree.map(lambda x: x[0, 0], starts), config.network.history_length)
+    policy = learner.greedy(learner.actor(agent), reach[0])
+    _, behaviour = jax.eval_shape(policy, row.env_state.observation, row.history, key)
+    of_step = jax.tree.map(lambda x: x[0, 0], memory.data).replace(behaviour=behaviour)
+    lead = (shots * episodes, env.episode_length)
+    nothing = NewData(
+        jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), of_step),
+        jnp.zeros(lead, bool),
+    )
+    begin = learner.begin(agent) if learner.begin else agent
+    carry = (begin, learner.actor(agent), nothing)
+    (_, _, data), (earned, diagnostics) = lax.scan(turn, carry, jnp.arange(shots + 1))
+    # [turn, actor]: before, after step 1, after each shot.
+    earned = jax.tree.map(lambda x: jnp.concatenate([x[:1, 1], x[-1:, 0], x[1:, 1]]), earned)
+    metrics = jax.tree.map(lambda x: x[shots - 1], diagnostics)
     for name, values in earned.means.items():
         metrics |= {f"{name}_{stage}": values[i] for i, stage in enumerate(("pre", *stages))}
-    failed, blew_up = earned.failed[1:].any(), earned.blew_up.sum()
-    return metrics | {"failed": failed, "blew_up": blew_up}
+    count = 1 + len(stages)
+    failed, blew_up = earned.failed[1:count].any(), earned.blew_up[:count].sum()
+    return metrics | {"failed": failed, "blew_up": blew_up}, data
 
 
 def evaluate(
@@ -134,26 +169,33 @@ def evaluate(
     memory: ReplayState,
     tasks: Task,
     key: Key,
-) -> Metrics:
-    """Evaluates on K tasks in parallel, leaves of `tasks` [K, ...]. Returns metrics [K].
+    given: NewData | None = None,
+) -> tuple[Metrics, NewData]:
+    """Evaluates on K tasks in parallel, leaves of `tasks` [K, ...], with the data that each
+    collects, or that are given of each. Returns metrics [K], and the data [K, ...].
 
-    All adapt with the same draws of replay, which is read once for all of them.
+    A device does up to `AT_ONCE` at a time, for each has an agent and episodes in memory. All
+    adapt with the same draws of replay, which is read once for those side by side.
     """
     count, draws = len(jax.tree.leaves(tasks)[0]), derive(key, "adaptation")
-    # Where devices share the tasks, each has the same number: some are done twice.
-    places = jnp.arange(-(-count // mesh.size()) * mesh.size()) % count
+    # Each device has as many tasks, and each time as many: some are done twice.
+    times = -(-count // (mesh.size() * AT_ONCE))
+    at_once = -(-count // (mesh.size() * times))
+    places = jnp.arange(mesh.size() * times * at_once) % count
     keys = jax.random.split(derive(key, "tasks"), count)
-    mine, keys = mesh.share(jax.tree.map(lambda x: x[places], (tasks, keys)))
+    mine = mesh.share(jax.tree.map(lambda x: x[places], (tasks, keys, given)))
+    mine = jax.tree.map(lambda x: x.reshape(times, at_once, *x.shape[1:]), mine)
 
-    def one(task: Task, key: Key) -> Metrics:
-        return evaluate_task(config, env, learner, agent, memory, task, key, draws)
+    def one(task: Task, key: Key, given: NewData | None) -> tuple[Metrics, NewData]:
+        return evaluate_task(config, env, learner, agent, memory, task, key, draws, given)
 
-    per_task = mesh.gather(jax.vmap(one)(mine, keys))
-    return jax.tree.map(lambda x: x[:count], per_task)
+    found = lax.map(lambda part: jax.vmap(one)(*part), mine)
+    found = mesh.gather(jax.tree.map(lambda x: x.reshape(times * at_once, *x.shape[2:]), found))
+    return jax.tree.map(lambda x: x[:count], found)
 
 
 def summarize(learner: Learner, per_task: Metrics) -> Metrics:
-    """Reduces the metrics [K] of `evaluate` to the reported ones, [] each.
+    """Reduces the metrics [K] of `evaluate` to the reported ones, [] each, all but the map `reuse`.
 
     What was earned are means over all tasks; a diagnostic is the mean over the tasks that have it,
     NaN where none has. `eval/return_*_p20` is the worst fifth after the last stage.
@@ -163,7 +205,7 @@ def summarize(learner: Learner, per_task: Metrics) -> Metrics:
     for name, value in per_task.items():
         if name.rpartition("_")[2] in names:
             summary[f"eval/{name}"] = value.mean()
-        elif name not in ("blew_up", "failed"):
+        elif name not in ("blew_up", "failed", "reuse"):
             summary[f"adapt/{name}"] = jnp.nanmean(jnp.where(jnp.isfinite(value), value, jnp.nan))
     last = f"return_{names[-1]}"
     worst = jnp.sort(per_task[last])[: math.ceil(len(per_task[last]) / 5)]
@@ -173,3 +215,8 @@ def summarize(learner: Learner, per_task: Metrics) -> Metrics:
 def zeros(shapes: Any) -> Any:
     """Returns arrays of zeros of given shapes."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def where(this: Array, one: Any, other: Any) -> Any:
+    """Returns one of two trees."""
+    return jax.tree.map(lambda x, y: jnp.where(this, x, y), one, other)

@@ -11,7 +11,14 @@ class NewData(NamedTuple):
     """Episodes of a new task."""
 
     transitions: Transition  # [N, T, ...], one episode a row
-    valid: Array  # [N, T] bool: False after the end of an episode
+    valid: Array  # [N, T] bool: False after the end of an episode, or where there is none yet
+
+
+class Adapted(NamedTuple):
+    """An agent on its way to a new task. Drop both to roll back."""
+
+    step1: Any  # after learning from the new data alone
+    agent: Any  # and then from replay, too
 
 
 class Learner(NamedTuple):
@@ -38,8 +45,13 @@ class Learner(NamedTuple):
     no_steps: Any
     # (agent, sums over any number of rounds) -> metrics [] by their names after `train/`
     metrics: Callable[[Any, Any], Metrics]
-    # names of the stages of adaptation, after `eval/return_`; none where there is none
+    # names of the stages of adaptation, after `eval/return_`: `step1`, and one for each shot; none
+    # where there is no adaptation
     stages: tuple[str, ...] = ()
-    # (agent, new data, memory, key) -> the actors after each stage, leaves [stages, ...], and
-    # diagnostics [] by their names after `adapt/`
-    adapt: Callable[[Any, NewData, ReplayState, Key], tuple[Actor, Metrics]] | None = None
+    # agent -> the same, to begin adaptation with
+    begin: Callable[[Any], Any] | None = None
+    # (meta-trained agent, agent as adapted so far, all new data so far, memory, key, shot [] int32
+    # from 0) -> the agents after the shot, and diagnostics [...] by their names after `adapt/`
+    adapt: (
+        Callable[[Any, Any, NewData, ReplayState, Key, Array], tuple[Adapted, Metrics]] | None
+    ) = None

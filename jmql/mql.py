@@ -10,7 +10,7 @@ import optax
 from jmql import adapt, inputs, networks, replay, td3
 from jmql.config import Config
 from jmql.inputs import Scale
-from jmql.learner import Learner, NewData
+from jmql.learner import Learner
 from jmql.replay import ReplayState
 from jmql.td3 import AgentState, ScaledAgentState, Sums
 from jmql.types import Array, Batch, History, Key, Metrics, Params, Policy
@@ -31,8 +31,8 @@ def acting(agent: AgentState) -> Acting:
 def learner(config: Config, action_size: int) -> Learner:
     """Returns Meta-Q-Learning under a configuration, for actions [A].
 
-    An agent is a `td3.AgentState`, and what acts an `Acting`. Stages of adaptation:
-    `step1`, after learning from the new data alone, and `post`, after weighted replay.
+    An agent is a `td3.AgentState`, and what acts an `Acting`. Stages of adaptation: `step1`, after
+    learning from the first new data alone; `shot1`, `shot2` and so on; and `post`, after the last.
     """
     nets = networks.make(config.network, action_size)
 
@@ -99,13 +99,7 @@ def learner(config: Config, action_size: int) -> Learner:
             "weight_norm": optax.tree.norm((agent.params, agent.target_params)),
         }
 
-    def adapted(
-        agent: AgentState, data: NewData, memory: ReplayState, key: Key
-    ) -> tuple[Acting, Metrics]:
-        agents, diagnostics = adapt.adapt(config, nets, agent, data, memory, key)
-        actors = [acting(stage) for stage in agents]
-        return jax.tree.map(lambda *x: jnp.stack(x), *actors), diagnostics
-
+    shots = (f"shot{i}" for i in range(1, config.adapt.shots))
     return Learner(
         init,
         acting,
@@ -114,6 +108,7 @@ def learner(config: Config, action_size: int) -> Learner:
         learn,
         td3.no_steps(),
         metrics,
-        ("step1", "post"),
-        adapted,
+        ("step1", *shots, "post"),
+        td3.fresh_optimizer,
+        functools.partial(adapt.adapt, config, nets),
     )

@@ -24,8 +24,11 @@ class ContextGRU(nn.Module):
     context_size: int
 
     @nn.compact
-    def __call__(self, history: History) -> Array:
-        """Returns the last hidden state [..., Z] of windows [..., H]; zeros if all is masked."""
+    def __call__(self, history: History, begin: Array | None = None) -> Array:
+        """Returns the last hidden state [..., Z] of windows [..., H].
+
+        It begins with `begin` [..., Z], or with zeros, and stays so if all is masked.
+        """
         size = self.context_size
         batch = history.mask.shape[:-1]
         if size == 0:
@@ -58,7 +61,8 @@ class ContextGRU(nn.Module):
             return jnp.where(mask[None], (1 - keep) * new + keep * hidden, hidden), None
 
         steps = (inputs, jnp.moveaxis(history.mask, -1, 0))
-        hidden, _ = jax.lax.scan(step, jnp.zeros((size, *batch)), steps)
+        first = jnp.zeros((size, *batch)) if begin is None else jnp.moveaxis(begin, -1, 0)
+        hidden, _ = jax.lax.scan(step, first, steps)
         return jnp.moveaxis(hidden, 0, -1)
 
 
@@ -94,14 +98,17 @@ class Actor(nn.Module):
         self.encoder = ContextGRU(self.context_size)
         self.policy = MLP(self.hidden_sizes, self.action_size)
 
-    def context(self, history: History) -> Array:
-        """Returns z [..., Z] of windows [..., H]."""
-        return self.encoder(history)
+    def context(self, history: History, begin: Array | None = None) -> Array:
+        """Returns z [..., Z] of windows [..., H] that go on from `begin` [..., Z], or zeros."""
+        return self.encoder(history, begin)
+
+    def decide(self, observation: Array, context: Array) -> Array:
+        """Returns the action [..., A] in [-1, 1] for an observation [..., O] and z [..., Z]."""
+        return jnp.tanh(self.policy(jnp.concatenate([observation, context], axis=-1)))
 
     def __call__(self, observation: Array, history: History) -> Array:
         """Returns the action [..., A] in [-1, 1] for an observation [..., O]."""
-        inputs = jnp.concatenate([observation, self.context(history)], axis=-1)
-        return jnp.tanh(self.policy(inputs))
+        return self.decide(observation, self.context(history))
 
 
 class TwinCritic(nn.Module):
@@ -130,9 +137,13 @@ class Networks(NamedTuple):
         """Returns actions [..., A] under actor weights."""
         return jnp.asarray(self.actor.apply(params, observation, history))
 
-    def context(self, params: Params, history: History) -> Array:
-        """Returns contexts [..., Z] under actor weights."""
-        return jnp.asarray(self.actor.apply(params, history, method="context"))
+    def context(self, params: Params, history: History, begin: Array | None = None) -> Array:
+        """Returns contexts [..., Z] under actor weights, as `Actor.context` does."""
+        return jnp.asarray(self.actor.apply(params, history, begin, method="context"))
+
+    def decide(self, params: Params, observation: Array, context: Array) -> Array:
+        """Returns actions [..., A] under actor weights, for contexts [..., Z]."""
+        return jnp.asarray(self.actor.apply(params, observation, context, method="decide"))
 
     def values(
         self, params: Params, observation: Array, history: History, action: Array

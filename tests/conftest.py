@@ -37,8 +37,8 @@ hypothesis.settings.load_profile("jmql")
 SLOW = {
     f"tests.test_{name}"
     for name in (
-        "adapt checkpoint door envs evaluate families figures mesh outside parity probes resume"
-        " tracking train"
+        "adapt checkpoint door envs evaluate families figures mesh outside parity policy probes"
+        " resume studies tracking train"
     ).split()
 }
 

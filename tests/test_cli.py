@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import envs
+import jmql
 from experiments import cli, memory, presets, run, terminal, tracking
 from experiments.config import from_json
 from tests import tiny
@@ -19,7 +20,7 @@ SMALL = (
     "--network.hidden-sizes 16 --network.context-size 4 --network.history-length 5"
     " --td3.batch-size 16 --collect.rows 4 --collect.unroll 50 --collect.warmup-steps 200"
     " --collect.replay-capacity 2000 --train.env-steps 800 --train.updates-per-round 4"
-    " --train.rounds-per-cycle 2 --adapt.step1-updates 2 --adapt.step2-updates 2"
+    " --train.rounds-per-cycle 2 --adapt.step1-updates 2 --adapt.updates 2"
     " --adapt.batch-multiple 1 --tasks.train 4 --tasks.held-out 3 --propensity.newton-steps 5"
 ).split()
 METRICS = {
@@ -127,15 +128,65 @@ def test_evaluate_takes_any_number_of_fresh_tasks(finished):
     assert rows[0]["ranges"] == {"angle": [0.75 * np.pi, np.pi]}
 
 
+def test_a_study_adapts_in_shots_and_without_each_of_its_parts(finished):
+    cwd, _ = finished
+    (run,) = cwd.glob("runs/point_goal/*")
+    words = "--num-tasks 3 --ranges angle 0 1 --shots 0 2 --updates 1 --ablations".split()
+    done = command("evaluate", "--run", str(run), *words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    lines = (run / "evaluations.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if '"tasks/return_shot1"' in line]
+    ways = ["as set", "weights of one", "new data alone", "from nothing", "1 updates a shot"]
+    assert [row["adapted"] for row in rows] == [way for way in ways for _ in range(2)]
+    for way in ("before", "shot 2", "gain", *ways):
+        assert way in done.stdout
+    assert rows[0]["measured"]["adapt.shots"] == 2
+    assert [row["measured"]["adapt.updates"] for row in rows[::2]] == [2, 2, 2, 2, 1]
+    assert rows[2]["measured"]["adapt.reuse"] == "uniform"
+    assert np.array(rows[0]["tasks/reuse"]).shape == (3, 4)
+    x, y = np.array(rows[0]["tasks/parameters"]["goal"]).T
+    assert ((np.arctan2(y, x) >= 0) & (np.arctan2(y, x) <= 1)).all()
+    for words, said in {
+        ("--shots", "-1"): "shots is (-1,); it must be at least 0",
+        ("--ranges", "velocity", "0", "1"): "point_goal draws no 'velocity'; valid: angle",
+        ("--oracle", str(run)): "whose observe_task is False; valid: a run whose observe_task is",
+    }.items():
+        done = command("evaluate", "--run", str(run), *words, cwd=cwd)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_a_run_becomes_one_file_that_acts_and_adapts(finished, tmp_path):
+    cwd, _ = finished
+    (run,) = cwd.glob("runs/point_goal/*")
+    done = command("export", "--run", str(run), "--out", "point.jmql", "--seed", "6", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == 'policy: point.jmql · next: jmql.load("point.jmql")'
+    policy = jmql.load(cwd / "point.jmql")
+    assert policy.about["env_steps"] == 800
+    assert policy.about["seed"] == 6
+    carry, episode = policy.start(), jmql.Episode(np.zeros((6, 2)), np.ones((5, 2)), np.ones(5))
+    assert policy.act(np.zeros(2), carry)[0].shape == (2,)
+    assert policy.adapt([episode])[0].agent.updates > policy.agent.updates
+    for words, said in {
+        ("--seed", "7"): "seed is 7; valid: one of",
+        ("--out", "nowhere/x"): "nowhere/x cannot be written",
+    }.items():
+        done = command("export", "--run", str(run), "--out", "x", *words, cwd=cwd)
+        assert done.returncode == (2 if "--seed" in words else 1)
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_what_is_measured_may_vary_on_a_trained_run(finished):
     cwd, _ = finished
     (run,) = cwd.glob("runs/point_goal/*")
-    idle = ("--adapt.step1-updates", "0", "--adapt.step2-updates", "0", "--evaluate.episodes", "3")
+    idle = ("--adapt.step1-updates", "0", "--adapt.updates", "0", "--evaluate.episodes", "3")
     done = command("evaluate", "--run", str(run), "--num-tasks", "2", *idle, cwd=cwd)
     assert done.returncode == 0, done.stderr
     row = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
     assert row["tasks/return_pre"] == row["tasks/return_post"]
-    assert row["measured"]["adapt.step2_updates"] == 0
+    assert row["measured"]["adapt.updates"] == 0
     assert row["measured"]["evaluate.episodes"] == 3
     for words, said in {
         ("--adapt.prox-coef", "nan"): "adapt.prox_coef is nan; it must be",
@@ -155,7 +206,7 @@ HUGE_ROWS = ("--collect.rows", "1000000000", "--tasks.train", "1000000000")
 HUGE_ROWS += ("--collect.replay-capacity", "2000000000", "--collect.unroll", "2")
 HUGE_ROWS += ("--network.history-length", "1", "--train.env-steps", "4000000000")
 HUGE_BATCH = ("--td3.batch-size", "1000000000", "--adapt.batch-multiple", "1")
-HUGE_BATCH += ("--adapt.step2-updates", "0")
+HUGE_BATCH += ("--adapt.updates", "0")
 MISTAKES = {
     (): "train",
     ("trian",): "did you mean train?",
@@ -203,8 +254,12 @@ MISTAKES = {
     (*TRAIN, *HUGE_BATCH): "training (td3.batch_size) ",
     (*TRAIN, "--adapt.batch-multiple", "2147483647"): "adapt.batch_multiple is 2147483647; with",
     (*TRAIN, "--adapt.batch-multiple", "16000000"): "and a batch (adapt.batch_multiple, td3",
-    (*TRAIN, "--adapt.episodes", "1000000000"): "adapt.episodes is 1000000000; in episodes of 200",
-    (*TRAIN, "--adapt.episodes", "1000000"): "new data of 16 held-out tasks (adapt.epi",
+    (
+        *TRAIN,
+        "--adapt.episodes",
+        "1000000000",
+    ): "adapt.shots is 1 and adapt.episodes 1000000000; in e",
+    (*TRAIN, "--adapt.episodes", "1000000"): "new data of 16 held-out tasks (adapt.sho",
     (*TRAIN, "--evaluate.episodes", "2147483647"): "evaluate.episodes, evaluate.history",
     (*TRAIN, "--evaluate.history-length", "2147483647"): "evaluate.episodes, evaluate.history",
     ("bench", "--repeats", "0"): "repeats is 0; it must be at least 1",
@@ -238,10 +293,15 @@ def test_an_evaluation_that_cannot_be_is_one_line_before_anything_is_read(
     for words, said in {
         ("--adapt.batch-multiple", "2147483647"): "adapt.batch_multiple is 2147483647; with td3.ba",
         ("--adapt.batch-multiple", "130000000"): "and a batch (adapt.batch_multiple, td3.batch",
-        ("--adapt.episodes", "1000000000"): "adapt.episodes is 1000000000; in episodes of 200",
-        ("--adapt.episodes", "11000000"): "adapt.episodes is 11000000; in episodes of 200",
+        ("--adapt.episodes", "1000000000"): "adapt.shots is 1 and adapt.episodes 1000000000; in e",
+        ("--adapt.episodes", "11000000"): "adapt.shots is 1 and adapt.episodes 11000000; in epi",
         ("--evaluate.episodes", "2147483647"): "episodes of 32 held-out tasks (adapt.episodes, ev",
-        ("--num-tasks", "1", "--adapt.episodes", "5000000"): "new data of 1 held-out tasks (adapt.",
+        (
+            "--num-tasks",
+            "1",
+            "--adapt.episodes",
+            "5000000",
+        ): "new data of 1 held-out tasks (adapt.shots, adapt.",
     }.items():
         with pytest.raises(SystemExit) as stop:
             cli.main(["evaluate", "--run", str(folder), *words])
@@ -253,7 +313,13 @@ def test_an_evaluation_that_cannot_be_is_one_line_before_anything_is_read(
 
 def test_help_of_every_command_is_no_mistake(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_quiet", lambda: None)
-    for words in (["train", "--help"], ["evaluate", "--help"], ["bench", "-h"], ["--help"]):
+    for words in (
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["export", "-h"],
+        ["bench", "-h"],
+        ["--help"],
+    ):
         with pytest.raises(SystemExit) as stop:
             cli.main(words)
         assert stop.value.code == 0

@@ -1,11 +1,13 @@
 """What cannot work is refused, by the name of the field."""
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 
-from experiments.config import RunConfig, identity
+from experiments.config import RunConfig, from_json, identity
 from jmql.config import Config
 from jmql.settings import ConfigError, Kind, Settings, flatten
 
@@ -59,7 +61,7 @@ def test_bad_values_are_refused_by_name(name, value):
         ("td3.tau", 1.0),
         ("td3.target_noise", 0.0),
         ("td3.policy_delay", 1),
-        ("adapt.step2_updates", 0),
+        ("adapt.updates", 0),
         ("adapt.prox_coef", 0.0),
         ("propensity.log_odds_clip", 0.0),
         ("network.hidden_sizes", (1,)),
@@ -176,3 +178,13 @@ def test_configurations_are_hashable():
     """They are closed over by compiled functions."""
     assert hash(Config()) == hash(Config())
     assert Config() != change(Config(), "td3.tau", 0.01)
+
+
+def test_a_run_from_before_a_setting_was_renamed_is_read():
+    kept = Path(__file__).parent.parent / "experiments/results/quick/ant_dir.config.json"
+    values = json.loads(kept.read_text())["config"]
+    assert values["adapt"]["step2_updates"] == 40
+    assert from_json(json.dumps(values)).adapt.updates == 40
+    values["adapt"]["step3_updates"] = 1
+    with pytest.raises(ConfigError, match=r"there is no setting adapt.step3_updates"):
+        from_json(json.dumps(values))

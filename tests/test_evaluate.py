@@ -8,19 +8,14 @@ import numpy as np
 import pytest
 
 from envs.point import PointGoal
-from jmql import evaluate, mql
+from jmql import evaluate, rollout
+from jmql.learner import Adapted
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def state():
     return tiny.filled(tiny.build())
-
-
-def stages(*agents):
-    """Returns what acts of them, stacked."""
-    actors = [mql.acting(agent) for agent in agents]
-    return jax.tree.map(lambda *x: jnp.stack(x), *actors)
 
 
 def test_all_stages_play_the_same_episodes(state):
@@ -37,11 +32,11 @@ def test_all_stages_play_the_same_episodes(state):
                 memory,
                 built.held_out,
                 jax.random.key(5),
-            )
+            )[0]
 
         return jax.device_get(evaluated(state.agent, state.memory))
 
-    idle = {"step1_updates": 0, "step2_updates": 0}
+    idle = {"step1_updates": 0, "updates": 0}
     still = returns(adapt=idle)
     np.testing.assert_array_equal(still["return_pre"], still["return_step1"])
     np.testing.assert_array_equal(still["return_pre"], still["return_post"])
@@ -64,17 +59,17 @@ def evaluated(built, **changed):
     return jax.jit(
         lambda agent, memory: evaluate.evaluate(
             built.config, built.env, learner, agent, memory, built.held_out, key
-        )
+        )[0]
     )
 
 
 def test_data_is_as_much_as_asked_for_from_starts_of_its_own(state):
     """Adaptation is replaced by a look at its data; every agent stays the meta-trained one."""
 
-    def look(agent, data, memory, key):
+    def look(meta, agent, data, memory, key, shot):
         assert data.valid.shape == (1, 20)
         data_return = jnp.sum(data.transitions.reward * data.valid)
-        return stages(agent, agent), {"data_return": data_return}
+        return Adapted(agent, agent), {"data_return": data_return}
 
     def built(episodes):
         return tiny.build(tiny.changed(adapt={"episodes": 1}, evaluate={"episodes": episodes}))
@@ -91,13 +86,15 @@ def test_a_failed_adaptation_is_the_worst_return_and_leaves_the_rest_alone(state
     built = tiny.build()
     bad = built.held_out["goal"][0]
 
-    def fail(agent, data, memory, key):
+    def fail(meta, agent, data, memory, key, shot):
         # The distance of a first step tells the task.
         step = jax.tree.map(lambda x: x[0, 0], data.transitions)
         distance = -step.reward - jnp.linalg.norm(step.next_observation - bad)
-        broken = jax.tree.map(lambda x: jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, x), agent)
-        ess = jnp.where(jnp.abs(distance) < 1e-5, jnp.nan, 1.0)
-        return stages(agent, broken), {"ess": ess}
+        here = jnp.abs(distance) < 1e-5
+        broken = jax.tree.map(lambda x: jnp.where(here, jnp.nan, x), agent.params)
+        broken = agent.replace(params=broken)
+        ess = jnp.where(here, jnp.nan, 1.0)
+        return Adapted(agent, broken), {"ess": ess}
 
     found = jax.device_get(evaluated(built, adapt=fail)(state.agent, state.memory))
     np.testing.assert_array_equal(found["failed"], [True, False, False])
@@ -126,24 +123,60 @@ def test_summary_reports_means_and_the_worst_fifth():
     assert summary["eval/blew_up"] == 45  # a count, over all tasks
 
 
-def test_more_stages_are_played_in_more_turns(state):
-    """Three stages: the third shares a turn with nobody."""
-    built = tiny.build()
+def test_a_shot_is_played_by_the_agent_of_the_one_before_and_its_data_stays(state):
+    """Adaptation is replaced by weights that grow by one a shot, whatever the data."""
+    config = tiny.changed(adapt={"shots": 3, "episodes": 2}, evaluate={"episodes": 1})
+    built = tiny.build(config)
 
-    def scale(agent, data, memory, key):
-        def grown(times):
-            return agent.replace(params=jax.tree.map(lambda x: x * times, agent.params))
+    def grown(agent, times):
+        return agent.replace(params=jax.tree.map(lambda x: x * times, state.agent.params))
 
-        return stages(*map(grown, (1, 2, 3))), {}
+    def grow(meta, agent, data, memory, key, shot):
+        first = jax.tree.map(lambda x: x[:, 0], data.transitions)
+        shown = {"valid": data.valid.sum(-1), "shot": shot}
+        shown |= {"observation": first.observation, "action": first.action}
+        return Adapted(grown(agent, 10.0), grown(agent, shot + 2.0)), shown
 
-    names = ("one", "two", "three")
-    play = evaluated(built, adapt=scale, stages=names)
+    names = ("step1", "shot1", "shot2", "post")
+    assert built.learner.stages == names
+    play = evaluated(built, adapt=grow)
     found = jax.device_get(play(state.agent, state.memory))
-    np.testing.assert_array_equal(found["return_pre"], found["return_one"])
-    assert len({float(found[f"return_{name}"][0]) for name in names}) == 3
-    agent = state.agent.replace(params=jax.tree.map(lambda x: 3 * x, state.agent.params))
-    again = jax.device_get(play(agent, state.memory))
-    np.testing.assert_allclose(again["return_pre"], found["return_three"], rtol=1e-5)
+    np.testing.assert_array_equal(found["valid"], 20 * np.ones((3, 6)))  # the last shot sees all
+    np.testing.assert_array_equal(found["shot"], 2)
+    # Each stage is what its weights earn.
+    for stage, times in (("pre", 1), ("step1", 10), ("shot1", 2), ("shot2", 3), ("post", 4)):
+        alone = jax.device_get(play(grown(state.agent, times), state.memory))
+        np.testing.assert_allclose(alone["return_pre"], found[f"return_{stage}"], rtol=1e-5)
+    # The first action of each shot's data is that of the agent before it.
+    empty = rollout.begin(built.env, built.env.reset(jax.random.key(0), {"goal": jnp.zeros(2)}), 5)
+    for i in range(6):
+        actor = built.learner.actor(grown(state.agent, i // 2 + 1))
+        act = built.learner.greedy(actor, jnp.int32(5))
+        action, _ = act(found["observation"][0, i], empty.history, jax.random.key(0))
+        np.testing.assert_allclose(found["action"][0, i], action, atol=1e-6)
+    # No two episodes of data begin alike.
+    assert len(np.unique(found["observation"][0], axis=0)) == 6
+
+
+def test_more_shots_change_the_result_and_begin_as_one_does(state):
+    def returns(shots):
+        built = tiny.build(tiny.changed(adapt={"shots": shots, "learning_rate": 1e-2}))
+        return jax.device_get(evaluated(built)(state.agent, state.memory))
+
+    one, three = returns(1), returns(3)
+    np.testing.assert_allclose(one["return_pre"], three["return_pre"], rtol=1e-5)
+    np.testing.assert_allclose(one["return_step1"], three["return_step1"], rtol=1e-5)
+    assert (abs(one["return_post"] - three["return_post"]) > 1e-4).all()
+
+
+def test_many_tasks_are_done_some_at_a_time(state, monkeypatch):
+    """The same numbers, with less side by side; seven tasks do not divide."""
+    built = tiny.build(tiny.changed(tasks={"held_out": 7}))
+    whole = jax.device_get(evaluated(built)(state.agent, state.memory))
+    monkeypatch.setattr(evaluate, "AT_ONCE", 3)
+    parts = jax.device_get(evaluated(built)(state.agent, state.memory))
+    for name, values in whole.items():
+        np.testing.assert_allclose(values, parts[name], rtol=1e-4, atol=1e-5)
 
 
 def test_an_algorithm_that_does_not_adapt_is_evaluated_all_the_same(state):

@@ -24,7 +24,7 @@ LEVELS = (
     {"learner", "rollout", "td3", "propensity"},
     {"adapt", "train"},
     {"evaluate", "mql"},
-    {"cycle"},
+    {"cycle", "policy"},
 )
 
 
@@ -125,10 +125,13 @@ def test_files_are_named_for_what_they_hold(room):
 
 
 def test_jmql_does_not_print_open_files_or_call_the_host():
+    """But for `policy`, whose business is a file."""
     host = {"print", "open", "callback", "pure_callback", "io_callback", "device_get"}
+    disk = {"ZipFile", "read_text", "read_bytes", "write_text", "write_bytes", "save", "load"}
     for path in FILES["jmql"]:
+        refused = host if path.stem == "policy" else host | disk
         calls = {called(node) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)}
-        assert not calls & host, path
+        assert not calls & refused, path
 
 
 def test_documents_that_are_named_exist():

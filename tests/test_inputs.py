@@ -159,14 +159,15 @@ def test_an_agent_adapts_with_what_is_scaled_and_its_scale_stands_still(twins):
     )
 
     def adapted(built, agent, memory, data):
-        return jax.jit(built.learner.adapt)(agent, data, memory, jax.random.key(2))
+        begun, key = built.learner.begin(agent), jax.random.key(2)
+        return jax.jit(built.learner.adapt)(agent, begun, data, memory, key, jnp.int32(0))
 
-    actors, diagnostics = adapted(built, agent, memory, data)
+    found, diagnostics = adapted(built, agent, memory, data)
     scaled_data = NewData(in_the_data(data.transitions), data.valid)
     other, same_diagnostics = adapted(*twins[1], scaled_data)
-    assert_equal((actors.weights, diagnostics), (other.weights, same_diagnostics))
-    stages = len(built.learner.stages)
-    assert_equal(actors.scale, jax.tree.map(lambda x: jnp.stack([x] * stages), agent.scale))
+    for one, same in zip(found, other, strict=True):
+        assert_equal((one.params, diagnostics), (same.params, same_diagnostics))
+        assert_equal(one.scale, agent.scale)
 
 
 def test_a_learner_scales_what_it_collects_and_acts_on_it():

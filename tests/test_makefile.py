@@ -54,7 +54,8 @@ def calls(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     ("command", "name"),
-    [("train", x) for x in ("TASK", "PROFILE", "SEED", "SEEDS", "RESUME")] + [("evaluate", "RUN")],
+    [("train", x) for x in ("TASK", "PROFILE", "SEED", "SEEDS", "RESUME")]
+    + [("evaluate", "RUN"), ("export", "RUN"), ("export", "OUT")],
 )
 def test_a_value_arrives_as_it_was_given(folder, command, name):
     assert make(folder, command).stdout.splitlines()[-1] == command  # no flag without a value

@@ -192,7 +192,7 @@ def reversed_bandit() -> dict[str, np.ndarray]:
         collect=CollectConfig(rows=16, unroll=8, warmup_steps=8192, replay_capacity=16 * 512),
         train=TrainConfig(updates_per_round=64),
         propensity=PropensityConfig(observation=True),
-        adapt=AdaptConfig(episodes=8, learning_rate=1e-2, step2_updates=100, batch_multiple=4),
+        adapt=AdaptConfig(episodes=8, learning_rate=1e-2, updates=100, batch_multiple=4),
         evaluate=EvaluateConfig(episodes=8),
         tasks=TaskConfig(train=16),
     )
@@ -213,7 +213,7 @@ def reversed_bandit() -> dict[str, np.ndarray]:
         task = {"goal": jnp.array(-0.5)}
         learner = mql.learner(config, env.action_size)
         keys = jax.random.key(2), jax.random.key(3)  # of its episodes, and of replay
-        return evaluate.evaluate_task(config, env, learner, agent, memory, task, *keys)
+        return evaluate.evaluate_task(config, env, learner, agent, memory, task, *keys)[0]
 
     stages = []
     for seed in range(SEEDS):

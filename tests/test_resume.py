@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from experiments import cli, evaluate, guard, loop, memory, program, run, tracking, train
-from experiments.config import CheckpointConfig, RunConfig, RunFailed, TrackingConfig
+from experiments.config import CheckpointConfig, RunConfig, RunFailed, Study, TrackingConfig
 from experiments.stop import Stop
 from jmql.settings import ConfigError
 from tests import tiny
@@ -595,7 +595,7 @@ def test_without_its_replay_a_run_fills_it_anew(tmp_path):
         loop.loop(longer, cycle, back, Rows(), lambda *_: None, stop, 0.0)
     assert calls == [(2, True), (2, False), (2, False)]
     with pytest.raises(ConfigError, match="without its replay"):
-        evaluate.evaluate(folder, config, 3, 0)
+        evaluate.evaluate(folder, config, Study(num_tasks=3))
 
 
 def test_saving_by_the_clock(tmp_path):

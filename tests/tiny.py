@@ -29,7 +29,7 @@ CONFIG = RunConfig(
     collect=CollectConfig(rows=4, unroll=10, warmup_steps=80, replay_capacity=400),
     train=TrainConfig(env_steps=240, updates_per_round=6, rounds_per_cycle=2),
     propensity=PropensityConfig(recent_per_task=20, newton_steps=5),
-    adapt=AdaptConfig(step1_updates=2, step2_updates=4, batch_multiple=2),
+    adapt=AdaptConfig(step1_updates=2, updates=4, batch_multiple=2),
     evaluate=EvaluateConfig(episodes=2),
     tasks=TaskConfig(train=4, held_out=3),
     task="point_goal",
