@@ -1,11 +1,14 @@
 """Studies of a trained run: ways to adapt beside each other, and what is said of their returns."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate, statistics
+from experiments import evaluate, program, run, statistics
+from jmql.settings import ConfigError
 from tests import tiny
 
 
@@ -73,6 +76,25 @@ def test_from_nothing_shares_the_data_and_no_weight(built, state, as_set):
     worse = data._replace(transitions=data.transitions.replace(reward=data.transitions.reward * 3))
     again = study(built, state, changes, worse)
     assert (again.metrics["return_post"] != found.metrics["return_post"]).any()
+
+
+def test_an_oracle_plays_as_often_and_does_not_adapt(tmp_path):
+    config = dataclasses.replace(tiny.CONFIG, observe_task=True, runs=str(tmp_path))
+    made = program.build(config)
+    folder = run.create(made)
+    with run.checkpoints(folder, made.config) as files:
+        files.save(0, made.init(made.keys))
+        files.wait()
+    other = tiny.build(tiny.changed(evaluate={"episodes": 3}, adapt={"shots": 2}))
+    oracle, state = evaluate._oracle(other, folder)
+    assert oracle.config.evaluate.episodes == 3
+    tasks = oracle.env.sample_tasks(jax.random.key(1), 2)
+    found = evaluate.prepare(oracle, state, tasks, jax.random.key(2))(0).metrics
+    np.testing.assert_array_equal(found["return_pre"], found["return_shot1"])
+    np.testing.assert_array_equal(found["return_pre"], found["return_post"])
+    point = dataclasses.replace(other.config, task="point_sparse")
+    with pytest.raises(ConfigError, match="whose task is point_goal; valid: a run whose task is"):
+        evaluate._oracle(dataclasses.replace(other, config=point), folder)
 
 
 def test_interquartile_mean_and_worst_fifth():
