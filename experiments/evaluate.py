@@ -191,7 +191,8 @@ def _evaluate(
         "num_tasks": study.num_tasks,
         "task_seed": study.seed,
         "ranges": ranges,
-        "tasks/parameters": {name: np.asarray(leaf).tolist() for name, leaf in tasks.items()},
+        "tasks/parameters": _numbers(tasks),
+        "train_tasks": _numbers(program.train_tasks),
     }
     rows = []
     for name, (by, result) in ways.items():
@@ -200,6 +201,10 @@ def _evaluate(
             told |= {"oracle": study.oracle, "env_steps": _steps(*oracle)}
         rows += _rows(by, result, told)
     _write(folder / "evaluations.jsonl", rows)
+
+
+def _numbers(tasks: Task) -> dict[str, list[Any]]:
+    return {name: np.asarray(leaf).tolist() for name, leaf in tasks.items()}
 
 
 def _steps(program: Program, state: TrainState) -> int:

@@ -105,6 +105,9 @@ class AdaptConfig(Settings):
 
     shots: int = count(1)  # times that the policy as adapted so far collects, and learns
     episodes: int = count(1)  # episodes of new data of a shot
+    exploration_noise: float = not_negative(
+        0.0
+    )  # of new data, as in collection; the paper has none
     learning_rate: float = positive(1e-3)  # of one fresh Adam for all shots
     step1_updates: int = count(10, 0)  # critic steps on the new data alone, in the first shot
     updates: int = count(50, 0)  # critic steps of each shot, on weighted replay and new data

@@ -19,10 +19,11 @@ AT_ONCE = 64  # tasks that a device adapts to side by side
 
 
 class Games(NamedTuple):
-    """What actors play from: the starts of their episodes, and how far back they see."""
+    """How actors play: the starts of their episodes, how far back they see, and their noise."""
 
     starts: Any  # [N] states after a reset
     reach: Array  # [] int32 steps
+    noise: Array  # [] standard deviation of the noise of actions
 
 
 class Earned(NamedTuple):
@@ -42,7 +43,7 @@ def play(
         All episodes [N], and what the first `evaluate.episodes` of them earned. The return of
         weights that are not finite is the worst there can be.
     """
-    policy = learner.greedy(actor, games.reach)
+    policy = learner.greedy(actor, games.reach, games.noise)
     history_length = max(config.network.history_length, config.evaluate.history_length)
 
     def one(start: Any, key: Key) -> Any:
@@ -138,9 +139,10 @@ def evaluate_task(
     reach = jnp.full(shots + 1, config.network.history_length)
     if config.evaluate.history_length:
         reach = reach.at[-1].set(config.evaluate.history_length)
-    kinds = Games(starts, reach)
+    noise = jnp.full(shots + 1, config.adapt.exploration_noise).at[-1].set(0.0)
+    kinds = Games(starts, reach, noise)
     row = rollout.begin(env, jax.tree.map(lambda x: x[0, 0], starts), config.network.history_length)
-    policy = learner.greedy(learner.actor(agent), reach[0])
+    policy = learner.greedy(learner.actor(agent), reach[0], noise[0])
     _, behaviour = jax.eval_shape(policy, row.env_state.observation, row.history, key)
     of_step = jax.tree.map(lambda x: x[0, 0], memory.data).replace(behaviour=behaviour)
     lead = (shots * episodes, env.episode_length)

@@ -34,8 +34,9 @@ class Learner(NamedTuple):
     actor: Callable[[Any], Actor]
     # (actor, warmup [] bool) -> policy: explores; acts at random where `warmup`
     explore: Callable[[Actor, Array], Policy]
-    # (actor, reach []) -> policy: acts as well as it can, and sees the last `reach` steps
-    greedy: Callable[[Actor, Array], Policy]
+    # (actor, reach [], noise []) -> policy: acts as well as it can but for noise of that standard
+    # deviation, and sees the last `reach` steps
+    greedy: Callable[[Actor, Array, Array | float], Policy]
     # (agent, memory, key, active [] bool, updates [] int32) -> agent and sums over its steps:
     # learns from replay, whose newest steps are those of this round; no step where not `active`.
     # `updates` is `agent.updates`, apart: under vmap over seeds it stays one number, so that what

@@ -58,13 +58,15 @@ def learner(config: Config, action_size: int) -> Learner:
 
         return policy
 
-    def greedy(actor: Acting, reach: Array) -> Policy:
-        """Deterministic."""
+    def greedy(actor: Acting, reach: Array, noise: Array | float = 0.0) -> Policy:
+        """Deterministic but for the noise."""
 
-        def policy(observation: Array, history: History, _: Key) -> tuple[Array, Any]:
+        def policy(observation: Array, history: History, key: Key) -> tuple[Array, Any]:
             age = jnp.arange(len(history.mask))[::-1]
             history = history.replace(mask=history.mask & (age < reach))
-            return act(actor, observation, history), ()
+            action = act(actor, observation, history)
+            action = action + noise * jax.random.normal(key, action.shape)
+            return jnp.clip(action, -1.0, 1.0), ()
 
         return policy
 

@@ -75,13 +75,17 @@ class TrainedPolicy:
             jnp.zeros((), bool),
         )
 
-    def act(self, observation: Any, carry: Carry, reward: float = 0.0) -> tuple[np.ndarray, Carry]:
-        """Chooses an action, without noise.
+    def act(
+        self, observation: Any, carry: Carry, reward: float = 0.0, noise: Any = 0.0
+    ) -> tuple[np.ndarray, Carry]:
+        """Chooses an action.
 
         Args:
             observation: [O].
             carry: of the step before, or of `start`.
             reward: earned by the action before; in the first step nobody looks at it.
+            noise: [A] or a number, added to the action: what is to be adapted to is best played
+                with some, such as `config.adapt.exploration_noise` times normal draws.
 
         Returns:
             The action [A] in [-1, 1], and what to hand to the next step.
@@ -93,7 +97,9 @@ class TrainedPolicy:
                 f" {carry.observation.shape}"
             )
         step = _step(self.config, self.about["action_size"])
-        action, carry = step(mql.acting(self.agent), observation, carry, np.float32(reward))
+        noise = np.broadcast_to(np.asarray(noise, np.float32), carry.action.shape)
+        actor = mql.acting(self.agent)
+        action, carry = step(actor, observation, carry, np.float32(reward), noise)
         return np.asarray(action), carry
 
     def adapt(self, episodes: Sequence[Episode], seed: int = 0) -> tuple[Self, dict[str, Any]]:
@@ -240,7 +246,7 @@ def _step(config: Config, action_size: int) -> Callable[..., tuple[Array, Carry]
 
     @jax.jit
     def step(
-        actor: mql.Acting, observation: Array, carry: Carry, reward: Array
+        actor: mql.Acting, observation: Array, carry: Carry, reward: Array, noise: Array
     ) -> tuple[Array, Carry]:
         newest = History(
             carry.observation[None, None],
@@ -253,7 +259,7 @@ def _step(config: Config, action_size: int) -> Callable[..., tuple[Array, Carry]
         shorter = jnp.concatenate([jnp.zeros_like(carry.hidden[:1]), carry.hidden[:-1]])
         newest = jax.tree.map(lambda x: jnp.repeat(x, len(shorter), axis=0), newest)
         hidden = nets.context(actor.weights, newest, shorter)
-        action = nets.decide(actor.weights, shown, hidden[-1])
+        action = jnp.clip(nets.decide(actor.weights, shown, hidden[-1]) + noise, -1.0, 1.0)
         return action, Carry(hidden, observation, action, jnp.ones((), bool))
 
     return step

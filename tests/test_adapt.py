@@ -262,8 +262,8 @@ OTHER = {
 def test_every_setting_changes_the_result(name, state, data, before):
     after, _ = run(tiny.build(changed(**{name: OTHER[name]})), state, data)
     assert distance(before[0].agent.params, after.agent.params) > 0
-    # The amount of new data is for test_evaluate.py.
-    amount = {"shots", "episodes"}
+    # How new data come about is for test_evaluate.py.
+    amount = {"shots", "episodes", "exploration_noise"}
     assert set(OTHER) | amount == {field.name for field in dataclasses.fields(AdaptConfig)}
 
 

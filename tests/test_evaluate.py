@@ -169,6 +169,22 @@ def test_more_shots_change_the_result_and_begin_as_one_does(state):
     assert (abs(one["return_post"] - three["return_post"]) > 1e-4).all()
 
 
+def test_new_data_may_have_noise_and_evaluations_have_none(state):
+    def look(meta, agent, data, memory, key, shot):
+        return Adapted(agent, agent), {"action": data.transitions.action[0]}
+
+    def found(noise):
+        built = tiny.build(tiny.changed(adapt={"exploration_noise": noise}))
+        return jax.device_get(evaluated(built, adapt=look)(state.agent, state.memory))
+
+    still, noisy = found(0.0), found(0.1)
+    np.testing.assert_array_equal(still["return_pre"], noisy["return_pre"])
+    np.testing.assert_array_equal(still["return_pre"], noisy["return_post"])
+    first = noisy["action"][:, 0] - still["action"][:, 0]  # later ones see other places
+    assert (np.abs(first) > 0).all()
+    assert 0.02 < first.std() < 0.3
+
+
 def test_many_tasks_are_done_some_at_a_time(state, monkeypatch):
     """The same numbers, with less side by side; seven tasks do not divide."""
     built = tiny.build(tiny.changed(tasks={"held_out": 7}))

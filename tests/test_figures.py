@@ -136,5 +136,7 @@ def test_learning_is_drawn_from_committed_rows(tmp_path, monkeypatch):
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     figures.main(["learning"])
     assert (tmp_path / "docs/learning.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match=r"usage: .*learning families.*paths RUN PICTURE"):
+    with pytest.raises(
+        SystemExit, match=r"usage: .*learning adaptation families.*paths RUN PICTURE"
+    ):
         figures.main(["pictures"])

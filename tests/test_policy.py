@@ -81,6 +81,14 @@ def test_it_acts_as_the_run_does(built, state, history):
         reward = steps.reward[i]
 
 
+def test_noise_is_remembered_as_part_of_the_action(trained):
+    start = trained.start()
+    still, _ = trained.act(np.ones(2), start)
+    moved, carry = trained.act(np.ones(2), start, noise=np.array([0.1, 5.0]))
+    np.testing.assert_allclose(moved, [still[0] + 0.1, 1.0], rtol=1e-5)
+    np.testing.assert_array_equal(carry.action, moved)
+
+
 def test_a_step_takes_less_than_a_millisecond(trained):
     carry = trained.start()
     _, carry = trained.act(np.zeros(2), carry)
@@ -216,4 +224,4 @@ def test_the_example_of_the_documents_runs(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(code, "docs/outside.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == [f"shot {i}" for i in range(6)]
+    assert [line.partition(":")[0] for line in lines] == [f"after {i} shots" for i in range(6)]

@@ -11,10 +11,10 @@ from pathlib import Path
 import matplotlib as mpl
 
 from experiments.config import RunFailed
-from experiments.figures import families, learning, paths
+from experiments.figures import adaptation, families, learning, paths
 from jmql.settings import ConfigError
 
-PICTURES = {"learning": learning.draw, "families": families.draw}
+PICTURES = {"learning": learning.draw, "adaptation": adaptation.draw, "families": families.draw}
 USAGE = f"usage: python -m experiments.figures [{' '.join(PICTURES)}] | paths RUN PICTURE"
 
 

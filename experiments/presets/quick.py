@@ -50,7 +50,7 @@ POINT: dict[str, Any] = dict(
 )
 # Of a family from outside with a body.
 BODY = _quick_body(400_000, TaskConfig(train=32, held_out=8), 1)
-# The cheetah learns with less noise, the ant with more.
+# The cheetah and the walker learn with less noise, the ant with more.
 _CHEETAH_COLLECT = dataclasses.replace(_QUICK_COLLECT, exploration_noise=0.1)
 PRESETS: dict[str, dict[str, Any]] = {
     "ant_dir": _quick_body(600_000, TaskConfig(train=2, held_out=2), 4),
@@ -73,4 +73,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "point_goal": POINT,
     "point_sparse": POINT,
+    "walker_params": _quick_body(400_000, TaskConfig(train=32, held_out=8), 1)
+    | dict(
+        network=dataclasses.replace(_QUICK_NETWORK, history_length=10), collect=_CHEETAH_COLLECT
+    ),
 }
