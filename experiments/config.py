@@ -133,7 +133,8 @@ def from_json(text: str) -> RunConfig:
     values = json.loads(text)
     match values:
         case {"adapt": {"step2_updates": updates, **rest}}:  # as runs before 0.3 call it
-            values["adapt"] = rest | {"updates": updates}
+            as_then = {"exploration_noise": 0.0, "new_share": 0.0, "updates": updates}
+            values["adapt"] = as_then | rest
     try:
         config = pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:

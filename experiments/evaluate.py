@@ -248,11 +248,11 @@ def _stages(program: Program, study: Study) -> dict[str, str]:
     """Returns the returns to show by what they are called: of the shots that are asked for, or of
     all.
     """
-    first, step1, *shots = program.stages
     if study.shots:
+        first, _, *shots = program.stages
         names = ["before", *(f"shot {i}" for i in range(1, 1 + len(shots)))]
         return {names[i]: (first, *shots)[i] for i in sorted(set(study.shots))}
-    stages = [first, *([step1] if program.config.adapt.step1_updates else []), *shots]
+    stages = terminal.shown(program)
     return dict(zip(columns(stages), stages, strict=True))
 
 

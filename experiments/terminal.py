@@ -18,7 +18,8 @@ from experiments.program import Program
 from jmql.types import Task
 
 # How stages are called in a table; others by their own names.
-_STAGES = {"return_pre": "before", "return_step1": "after step 1", "return_post": "after"}
+_STEP1 = "return_step1"
+_STAGES = {"return_pre": "before", _STEP1: "after step 1", "return_post": "after"}
 
 # Episodes whose physics was not finite, in training and in evaluation, and adaptations whose
 # weights were not.
@@ -179,6 +180,11 @@ def warn_if_reuse_is_off(zero_shares: Iterable[float | None]) -> None:
         )
 
 
+def shown(program: Program) -> list[str]:
+    """Returns the stages that differ: without step 1 there is nothing to see of it."""
+    return [x for x in program.stages if program.config.adapt.step1_updates or x != _STEP1]
+
+
 def columns(stages: Iterable[str]) -> list[str]:
     """Returns how the stages of `Program.stages` are called in a table."""
     return [_STAGES.get(stage, stage.removeprefix("return_")) for stage in stages]
@@ -230,7 +236,7 @@ def report(program: Program, rows: Sequence[Mapping[str, Any]]) -> None:
     measured = [row for row in rows if "eval/return_pre" in row]  # not all of warm-up is
     first, last = measured[: config.seeds], measured[-config.seeds :]
     # A run that is done and goes on with another number of shots has the old ones.
-    stages = [name for name in program.stages if all(f"eval/{name}" in row for row in last)]
+    stages = [name for name in shown(program) if all(f"eval/{name}" in row for row in last)]
 
     def cells(name: str, pick: Any = lambda x: x) -> list[str]:
         """One stage after the other, of a metric that `pick` makes a number."""
@@ -238,17 +244,17 @@ def report(program: Program, rows: Sequence[Mapping[str, Any]]) -> None:
         later = [[pick(row[f"{name}/{stage}"]) for row in last] for stage in stages]
         return [mean_and_spread(values) for values in (untrained, *later)]
 
-    shown = [("mean", cells("eval"))]
+    lines = [("mean", cells("eval"))]
     names = task_names(program.env, program.held_out)
     for k, name in enumerate(names if len(names) <= 4 else []):
-        shown.append((name, cells("tasks", lambda x, k=k: x[k])))
+        lines.append((name, cells("tasks", lambda x, k=k: x[k])))
     worst = mean_and_spread([row[f"eval/{program.stages[-1]}_p20"] for row in last])
-    shown.append(("worst fifth", [""] * len(stages) + [worst]))
+    lines.append(("worst fifth", [""] * len(stages) + [worst]))
     table(
         f"return on {config.tasks.held_out} held-out tasks after {last[0]['env_steps']:,} steps"
         + (f", mean ± std over {config.seeds} seeds" if config.seeds > 1 else ""),
         ["untrained", *columns(stages)],
-        shown,
+        lines,
     )
     warn_if_reuse_is_off([row.get("adapt/beta_zero_share") for row in last])
     training, evaluation, failed = (

@@ -99,23 +99,24 @@ class PropensityConfig(Settings):
 
 @dataclass(frozen=True)
 class AdaptConfig(Settings):
-    """Adaptation to one held-out task, in shots: an episode, then learning from all so far."""
+    """Adaptation to one held-out task, in shots: an episode, then learning from all so far.
+
+    The paper has one shot without noise, step 1, and then replay alone (docs/method.md section 2).
+    """
 
     kind: ClassVar = Kind.MEASURED
 
     shots: int = count(1)  # times that the policy as adapted so far collects, and learns
     episodes: int = count(1)  # episodes of new data of a shot
-    exploration_noise: float = not_negative(
-        0.0
-    )  # of new data, as in collection; the paper has none
-    learning_rate: float = positive(1e-3)  # of one fresh Adam for all shots
-    step1_updates: int = count(10, 0)  # critic steps on the new data alone, in the first shot
+    exploration_noise: float = not_negative(0.3)  # of new data, as in collection
+    learning_rate: float = positive(3e-4)  # of one fresh Adam for all shots
+    step1_updates: int = count(0, 0)  # critic steps on the new data alone, in the first shot
     updates: int = count(50, 0)  # critic steps of each shot, on weighted replay and new data
-    new_share: float = bounded(0.0, 0, 1)  # of each of their batches: new data; the paper has none
-    batch_multiple: int = count(10)  # times td3.batch_size: their batches
+    new_share: float = bounded(0.5, 0, 1)  # of each of their batches that is new data
+    batch_multiple: int = count(2)  # times td3.batch_size: their batches
     reuse: Literal["propensity", "uniform"] = "propensity"  # weights of replay: estimated, or 1
     prox: Literal["constant", "ess"] = "constant"  # lambda: prox_coef, or prox_coef * (1 - ESS)
-    prox_coef: float = not_negative(0.1)
+    prox_coef: float = not_negative(1.0)
 
 
 @dataclass(frozen=True)

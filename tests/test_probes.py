@@ -192,7 +192,16 @@ def reversed_bandit() -> dict[str, np.ndarray]:
         collect=CollectConfig(rows=16, unroll=8, warmup_steps=8192, replay_capacity=16 * 512),
         train=TrainConfig(updates_per_round=64),
         propensity=PropensityConfig(observation=True),
-        adapt=AdaptConfig(episodes=8, learning_rate=1e-2, updates=100, batch_multiple=4),
+        adapt=AdaptConfig(
+            episodes=8,
+            exploration_noise=0.0,
+            learning_rate=1e-2,
+            step1_updates=10,
+            updates=100,
+            new_share=0.0,
+            batch_multiple=4,
+            prox_coef=0.1,
+        ),
         evaluate=EvaluateConfig(episodes=8),
         tasks=TaskConfig(train=16),
     )

@@ -23,7 +23,7 @@ def walk(program: Program, actor_params: Params, key: Key) -> Array:
     [K, config.evaluate.episodes, episode_length, 2] (m).
     """
     env: Any = program.env
-    policy = program.learner.greedy(actor_params, jnp.float32(jnp.inf))
+    policy = program.learner.greedy(actor_params, jnp.float32(jnp.inf), 0.0)
 
     def episode(task: Task, key: Key) -> Array:
         start_key, key = jax.random.split(key)

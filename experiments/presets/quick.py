@@ -16,7 +16,6 @@ from jmql.config import (
 # Two CPU cores, some minutes: small networks, short histories, many rows. What each number brought
 # is measured in experiments/results/tuning, and what they give in experiments/results/quick.
 _QUICK_TD3 = TD3Config(learning_rate=1e-3, batch_size=128)
-_QUICK_ADAPT = AdaptConfig(learning_rate=3e-4, step1_updates=10, updates=40, batch_multiple=2)
 _QUICK_NETWORK = NetworkConfig(
     hidden_sizes=(128, 128), context_size=10, history_length=15, normalize=True
 )
@@ -29,7 +28,6 @@ def _quick_body(env_steps: int, tasks: TaskConfig, held_out_episodes: int) -> di
         td3=_QUICK_TD3,
         collect=_QUICK_COLLECT,
         train=TrainConfig(env_steps=env_steps, updates_per_round=400, rounds_per_cycle=20),
-        adapt=_QUICK_ADAPT,
         evaluate=EvaluateConfig(episodes=held_out_episodes),
         tasks=tasks,
         backend="mjx",
@@ -44,7 +42,7 @@ POINT: dict[str, Any] = dict(
     td3=TD3Config(learning_rate=1e-3, batch_size=128),
     collect=CollectConfig(rows=32, unroll=50, warmup_steps=3200, replay_capacity=200_000),
     train=TrainConfig(env_steps=64_000, updates_per_round=500, rounds_per_cycle=4),
-    adapt=AdaptConfig(learning_rate=3e-4, step1_updates=10, updates=20, batch_multiple=1),
+    adapt=AdaptConfig(batch_multiple=1),
     tasks=TaskConfig(train=32, held_out=16),
     backend="none",
 )
