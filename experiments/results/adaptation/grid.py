@@ -2,8 +2,8 @@
 
     python -m experiments.results.adaptation.grid FILE WHERE TASKS SHOTS RUN... -- SETTINGS...
 
-WHERE is a split, or ranges such as velocity:3:4. SETTINGS are such as learning_rate=3e-4,prox_coef=1
-(of `adapt`) or propensity.observation=true. All seeds of all runs are adapted to the same tasks.
+WHERE is a split, or ranges such as velocity:3:4. SETTINGS are such as `prox_coef=1,updates=50`, of
+`adapt`, or `propensity.observation=true`. All seeds of all runs are adapted to the same tasks.
 """
 
 import contextlib
@@ -34,11 +34,13 @@ BASE = {
 
 def setting(config: RunConfig, words: str, shots: int) -> RunConfig:
     """Returns a configuration with the settings that words name."""
-    adapt, propensity = BASE | {"shots": shots}, {}
+    adapt: dict[str, Any] = BASE | {"shots": shots}
+    propensity: dict[str, Any] = {}
     for word in words.split(",") if words != "base" else ():
-        name, value = word.split("=")
+        name, text = word.split("=")
+        value: Any = text
         with contextlib.suppress(ValueError):
-            value = json.loads(value)
+            value = json.loads(text)
         if name.startswith("propensity."):
             propensity[name.removeprefix("propensity.")] = value
         else:
