@@ -151,6 +151,8 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
                     yield "physics", f"{task} {backend}", f"{rows} rows", measured
     for task in envs.FAMILIES if "cycle" in parts else ():
         for profile in presets.profiles(task):
+            if profile == "tuned":  # the same shapes as `quick`
+                continue
             config = presets.preset(task, profile)
             # Cycles of `paper` take minutes on CPU, and tell no more than the learner does.
             many = alone_and_together(config) if profile == "quick" else [build(config)]

@@ -390,7 +390,7 @@ def test_without_a_key_wandb_is_offline(monkeypatch, tmp_path):
     assert tracking.wandb_mode("auto", {}) == "online"
 
 
-@pytest.mark.parametrize("profile", ["quick", "paper"])
+@pytest.mark.parametrize("profile", ["quick", "tuned", "paper"])
 def test_every_preset_is_valid(profile):
     for task in presets.tasks(profile):
         config = presets.preset(task, profile)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path("experiments/results")
-_COLORS = {"quick": "#c2410c", "paper": "#1d4ed8"}  # of profiles
+_COLORS = {"quick": "#c2410c", "tuned": "#15803d", "paper": "#1d4ed8"}  # of profiles
 # What others report on MuJoCo's physics: steps, return, hours where said. Held-out return; public
 # logs of a PyTorch PEARL on an RTX 3080 and of MQL's release (docs/method.md section 4).
 _PEERS: dict[str, dict[str, list[tuple[float, ...]]]] = {

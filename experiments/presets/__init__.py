@@ -2,10 +2,10 @@
 
 import envs
 from experiments.config import RunConfig
-from experiments.presets import paper, quick
+from experiments.presets import paper, quick, tuned
 from jmql.settings import ConfigError
 
-_PROFILES = {"quick": quick.PRESETS, "paper": paper.PRESETS}
+_PROFILES = {"quick": quick.PRESETS, "tuned": tuned.PRESETS, "paper": paper.PRESETS}
 
 
 def profiles(task: str) -> list[str]:
