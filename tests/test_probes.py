@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from envs import probes
 from envs.base import Environment, Task
@@ -259,3 +260,13 @@ def test_weights_single_out_the_minority():
     assert (np.abs(returns["ess"] - 1 / 8) < 0.1).all()
     assert (returns["beta_zero_share"] > 0.4).all()
     assert (returns["classifier_accuracy"] > 0.85).all()
+
+
+def test_the_map_of_reuse_peaks_at_the_tasks_that_are_like_the_new_one():
+    """Of sixteen training tasks, two are of the minority, as the new one is."""
+    shares = reversed_bandit()["reuse"]
+    tasks = probes.ReversedBandit(episode_length=8).sample_tasks(jax.random.key(0), 16)
+    distance = np.abs(np.asarray(tasks["goal"]) + 0.5)
+    assert (shares[:, [7, 15]].sum(1) > 0.75).all()
+    for mine in shares:
+        assert stats.spearmanr(distance, mine).statistic < -0.3
