@@ -429,7 +429,7 @@ def test_what_cannot_be_written_is_one_line_and_the_numbers_are_shown(cwd, strai
     (folder / "log.txt").mkdir()
     done = command("evaluate", "--run", str(folder), "--num-tasks", "2", cwd=tmp_path)
     assert done.returncode == 1
-    assert "return on 2 fresh held-out tasks" in done.stdout
+    assert "on 2 fresh held-out tasks" in done.stdout
     (line,) = done.stderr.splitlines()
     assert "evaluations.jsonl cannot be written" in line
     assert "the traceback is lost" in line

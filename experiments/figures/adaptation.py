@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import statistics
 
-RESULTS = Path("experiments/results/adaptation")
+RESULTS = Path("experiments/results/adaptation/studies")
 # Ways to adapt in the order of the legend, what they are called there, and their colors.
 _WAYS = {
     "as set": ("reuse by propensity", "#c2410c"),
@@ -60,6 +60,7 @@ def order(tasks: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_shots(axis: Any, rows: Rows) -> None:
+    seen = []
     for way, (label, color) in _WAYS.items():
         mine = [row for row in rows if row["adapted"] == way]
         if not mine:
@@ -69,8 +70,12 @@ def _draw_shots(axis: Any, rows: Rows) -> None:
         low, high = np.array(
             [statistics.interval(x, statistics.interquartile_mean) for x in by_shot]
         ).T
-        axis.fill_between(range(len(by_shot)), low, high, color=color, alpha=0.15, linewidth=0)
+        axis.fill_between(range(len(by_shot)), low, high, color=color, alpha=0.12, linewidth=0)
         axis.plot(middle, color=color, linewidth=1.6, marker="o", markersize=3, label=label)
+        if way != "from nothing":  # which may fall out of the picture
+            seen += [*low, *high]
+    room = 0.25 * (max(seen) - min(seen))
+    axis.set_ylim(min(seen) - 2 * room, max(seen) + room)
     axis.set_xlabel("shots: episodes of the new task", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
