@@ -112,12 +112,13 @@ def task_names(family: Environment | type[Environment], tasks: Task) -> list[str
 
 def table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, list[str]]]) -> None:
     """Prints a table of numbers with a name in front of each row."""
-    result = Table(title=title, title_justify="left", title_style="bold")
+    result = Table()
     result.add_column("", no_wrap=True)
     for name in columns:
         result.add_column(name, justify="right")
     for name, cells in rows:
         result.add_row(name, *cells)
+    console.print(title, style="bold", soft_wrap=True)  # a narrow table would break it
     console.print(result)
 
 
