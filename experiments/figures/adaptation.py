@@ -76,6 +76,7 @@ def _draw_shots(axis: Any, rows: Rows) -> None:
             seen += [*low, *high]
     room = 0.25 * (max(seen) - min(seen))
     axis.set_ylim(min(seen) - 2 * room, max(seen) + room)
+    axis.set_xticks(range(len(middle)))
     axis.set_xlabel("shots: episodes of the new task", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
