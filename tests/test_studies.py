@@ -97,6 +97,12 @@ def test_an_oracle_plays_as_often_and_does_not_adapt(tmp_path):
         evaluate._oracle(dataclasses.replace(other, config=point), folder)
 
 
+def test_the_gain_is_over_no_adaptation_whatever_is_shown():
+    metrics = {"return_pre": np.full((1, 4), -10.0), "return_post": np.full((1, 4), -4.0)}
+    shown = evaluate._cells(evaluate.Result(metrics, None), ["return_post"])
+    assert shown == ["-4.0\n[-4.0, -4.0]", "6.0\n[6.0, 6.0]", "-4.0"]
+
+
 def test_interquartile_mean_and_worst_fifth():
     values = np.array([[100.0, 1, 2, 3, 4, 5, 6, -100]])
     assert statistics.interquartile_mean(values)[0] == 3.5  # of 2, 3, 4, 5
