@@ -21,7 +21,7 @@ help: ## list the commands
 train: $(STAMP) ## TASK=ant_dir [PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
 	@$(JMQL) train $(call flag,task,TASK) $(call flag,profile,PROFILE) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) $(call flag,resume,RESUME) $(ARGS)
 
-evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--split ood --shots 0 1 5 --ablations"]
+evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256 --shots 0 1 5 --ablations"]
 	@$(JMQL) evaluate $(call flag,run,RUN) $(ARGS)
 
 export: $(STAMP) ## RUN=runs/ant_dir/ID OUT=ant.jmql
