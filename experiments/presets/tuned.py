@@ -1,4 +1,4 @@
-"""Our best numbers on MuJoCo's physics, for an hour or two on two cores."""
+"""Our best numbers on MuJoCo's physics so far, for some minutes on one core."""
 
 import dataclasses
 from typing import Any
