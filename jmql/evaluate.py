@@ -19,9 +19,10 @@ AT_ONCE = 64  # tasks that a device adapts to side by side
 
 
 class Games(NamedTuple):
-    """How actors play: the starts of their episodes, how far back they see, and their noise."""
+    """How actors play: from which starts, under which key, how far back they see, what noise."""
 
     starts: Any  # [N] states after a reset
+    key: Key  # []
     reach: Array  # [] int32 steps
     noise: Array  # [] standard deviation of the noise of actions
 
@@ -35,7 +36,7 @@ class Earned(NamedTuple):
 
 
 def play(
-    config: Config, env: Env, learner: Learner, actor: Actor, games: Games, key: Key
+    config: Config, env: Env, learner: Learner, actor: Actor, games: Games
 ) -> tuple[NewData, Earned]:
     """Plays an episode from each of N starts.
 
@@ -49,7 +50,7 @@ def play(
     def one(start: Any, key: Key) -> Any:
         return rollout.episode(env, policy, rollout.begin(env, start, history_length), key)
 
-    keys = jax.random.split(key, len(games.starts.step))
+    keys = jax.random.split(games.key, len(games.starts.step))
     transitions, valid, finished = jax.vmap(one)(games.starts, keys)
     counted = jax.tree.map(lambda x: x[: config.evaluate.episodes].sum(), finished)
     failed = ~jnp.isfinite(optax.tree.norm(actor))
@@ -90,7 +91,7 @@ def evaluate_task(
     Carry = tuple[Any, Actor, NewData]  # the agent so far, what acted after step 1, all new data
 
     def play_one(actor: Actor, games: Games) -> tuple[NewData, Earned]:
-        return play(config, env, learner, actor, games, derive(key, "episodes"))
+        return play(config, env, learner, actor, games)
 
     @jax.jit  # traced once, although `skip` asks for its shapes too
     def learn(carry: Carry, played: NewData, shot: Array) -> tuple[Carry, Metrics]:
@@ -140,7 +141,7 @@ def evaluate_task(
     if config.evaluate.history_length:
         reach = reach.at[-1].set(config.evaluate.history_length)
     noise = jnp.full(shots + 1, config.adapt.exploration_noise).at[-1].set(0.0)
-    kinds = Games(starts, reach, noise)
+    kinds = Games(starts, jax.random.split(derive(key, "episodes"), shots + 1), reach, noise)
     row = rollout.begin(env, jax.tree.map(lambda x: x[0, 0], starts), config.network.history_length)
     policy = learner.greedy(learner.actor(agent), reach[0], noise[0])
     _, behaviour = jax.eval_shape(policy, row.env_state.observation, row.history, key)

@@ -186,6 +186,25 @@ def test_new_data_may_have_noise_and_evaluations_have_none(state):
     assert 0.02 < first.std() < 0.3
 
 
+def test_each_shot_has_noise_of_its_own(state):
+    """What an action has beside the greedy one, in the first step of every episode of data."""
+    adapt = {"shots": 2, "episodes": 2, "exploration_noise": 0.01}
+    built = tiny.build(tiny.changed(adapt=adapt, evaluate={"episodes": 1}))
+    empty = rollout.begin(built.env, built.env.reset(jax.random.key(0), {"goal": jnp.zeros(2)}), 5)
+    policy = built.learner.greedy(built.learner.actor(state.agent), jnp.int32(5))
+
+    def look(meta, agent, data, memory, key, shot):
+        first = jax.tree.map(lambda x: x[:, 0], data.transitions)
+        greedy = jax.vmap(lambda x: policy(x, empty.history, key)[0])(first.observation)
+        return Adapted(agent, agent), {"noise": first.action - greedy}
+
+    found = jax.device_get(evaluated(built, adapt=look)(state.agent, state.memory))
+    noise = found["noise"].reshape(-1, 2)  # of three tasks, two shots, two episodes
+    assert (np.abs(noise) > 1e-6).all()
+    apart = np.abs(noise[:, None] - noise[None]).max(-1)[np.triu_indices(12, 1)]
+    assert apart.min() > 1e-6
+
+
 def test_many_tasks_are_done_some_at_a_time(state, monkeypatch):
     """The same numbers, with less side by side; seven tasks do not divide."""
     built = tiny.build(tiny.changed(tasks={"held_out": 7}))

@@ -12,7 +12,6 @@ from envs import probes
 from envs.base import Environment, Task
 from jmql import evaluate, mql, networks, replay, rollout, td3, train
 from jmql.config import (
-    AdaptConfig,
     CollectConfig,
     Config,
     EvaluateConfig,
@@ -25,6 +24,7 @@ from jmql.config import (
 from jmql.replay import ReplayState
 from jmql.td3 import AgentState
 from jmql.types import Array, Batch, History, Transition
+from tests import tiny
 
 DISCOUNT = 0.8
 SEEDS = 3
@@ -193,15 +193,13 @@ def reversed_bandit() -> dict[str, np.ndarray]:
         collect=CollectConfig(rows=16, unroll=8, warmup_steps=8192, replay_capacity=16 * 512),
         train=TrainConfig(updates_per_round=64),
         propensity=PropensityConfig(observation=True),
-        adapt=AdaptConfig(
+        adapt=dataclasses.replace(
+            tiny.CONFIG.adapt,
             episodes=8,
-            exploration_noise=0.0,
             learning_rate=1e-2,
             step1_updates=10,
             updates=100,
-            new_share=0.0,
             batch_multiple=4,
-            prox_coef=0.1,
         ),
         evaluate=EvaluateConfig(episodes=8),
         tasks=TaskConfig(train=16),
