@@ -46,40 +46,8 @@ def adapt(
         mean lambda of the batches after step 1, [] each, and `reuse` [tasks.train], which share of
         the importance weights of the classifier's draw each training task has, 0 where all are 0.
     """
+    classifier, metrics = compare(config, networks, meta, data, memory, derive(key, "classifier"))
     history_length = config.network.history_length
-    anchor = meta.params
-
-    def features(batch: Batch) -> Array:
-        context = networks.context(anchor["actor"], batch.history)
-        if not config.propensity.observation:
-            return context
-        return jnp.concatenate([context, batch.transition.observation], axis=-1)
-
-    def weights(seen: Array) -> Array:
-        odds = propensity.log_odds(classifier, seen)
-        return propensity.importance_weights(config.propensity, odds)
-
-    fresh = inputs.show_batch(meta.scale, whole(data, history_length))
-    new = features(fresh)
-    drawn, past_weight = draw_past(config, memory, data.valid, derive(key, "classifier"))
-    past = features(inputs.show_batch(meta.scale, drawn))
-    classifier = propensity.fit(
-        config.propensity,
-        jnp.concatenate([new, past]),
-        jnp.arange(len(new) + len(past)) >= len(new),
-        jnp.concatenate([data.valid.reshape(-1), past_weight]),
-    )
-    metrics = propensity.diagnostics(
-        config.propensity,
-        propensity.log_odds(classifier, new),
-        fresh.weight,
-        propensity.log_odds(classifier, past),
-    )
-    by_task = past_weight * weights(past)
-    by_task = by_task.reshape(-1, config.tasks.train).sum(0)
-    total = by_task.sum()
-    metrics["reuse"] = jnp.where(total > 0, by_task / jnp.where(total > 0, total, 1.0), 0.0)
-
     first = jax.tree.map(lambda x: x[: config.adapt.episodes], data)
     alone = inputs.show_batch(meta.scale, whole(first, history_length))
     size = config.adapt.batch_multiple * config.td3.batch_size
@@ -98,7 +66,10 @@ def adapt(
         parts = [inputs.show_batch(meta.scale, part) for part in parts]
         if from_new < size:
             if config.adapt.reuse == "propensity":
-                parts[-1] = parts[-1].replace(weight=weights(features(parts[-1])))
+                seen = features(config, networks, meta, parts[-1])
+                odds = propensity.log_odds(classifier, seen)
+                weight = propensity.importance_weights(config.propensity, odds)
+                parts[-1] = parts[-1].replace(weight=weight)
             if config.adapt.prox == "ess":
                 coef = coef * (1.0 - propensity.effective_sample_size(parts[-1].weight))
         return jax.tree.map(lambda *x: jnp.concatenate(x), *parts), coef
@@ -109,9 +80,51 @@ def adapt(
         learner, networks, agent, derive(key, "step 1"), num1, draw_alone, active=shot == 0
     )
     agent, learned = td3.train(
-        learner, networks, step1, derive(key, "step 2"), num2, draw, anchor=anchor
+        learner, networks, step1, derive(key, "step 2"), num2, draw, anchor=meta.params
     )
     return Adapted(step1, agent), metrics | {"prox_coef": td3.means(learned).prox_coef}
+
+
+def compare(
+    config: Config,
+    networks: Networks,
+    meta: AgentState,
+    data: NewData,
+    memory: ReplayState,
+    key: Key,
+) -> tuple[propensity.Classifier, Metrics]:
+    """Fits the classifier that tells replay from new data.
+
+    Returns:
+        The classifier, and the diagnostics of `propensity.diagnostics` with `reuse`.
+    """
+    fresh = inputs.show_batch(meta.scale, whole(data, config.network.history_length))
+    drawn, past_weight = draw_past(config, memory, data.valid, key)
+    new = features(config, networks, meta, fresh)
+    past = features(config, networks, meta, inputs.show_batch(meta.scale, drawn))
+    classifier = propensity.fit(
+        config.propensity,
+        jnp.concatenate([new, past]),
+        jnp.arange(len(new) + len(past)) >= len(new),
+        jnp.concatenate([data.valid.reshape(-1), past_weight]),
+    )
+    odds = propensity.log_odds(classifier, past)
+    metrics = propensity.diagnostics(
+        config.propensity, propensity.log_odds(classifier, new), fresh.weight, odds
+    )
+    by_task = past_weight * propensity.importance_weights(config.propensity, odds)
+    by_task = by_task.reshape(-1, config.tasks.train).sum(0)
+    total = by_task.sum()
+    metrics["reuse"] = jnp.where(total > 0, by_task / jnp.where(total > 0, total, 1.0), 0.0)
+    return classifier, metrics
+
+
+def features(config: Config, networks: Networks, meta: AgentState, batch: Batch) -> Array:
+    """Returns what the classifier sees of a batch [N]: [N, features]."""
+    context = networks.context(meta.params["actor"], batch.history)
+    if not config.propensity.observation:
+        return context
+    return jnp.concatenate([context, batch.transition.observation], axis=-1)
 
 
 def draw_new(data: NewData, key: Key, num: int, history_length: int) -> Batch:

@@ -87,7 +87,7 @@ def evaluate_task(
     """
     stages = learner.stages
     shots, episodes = max(0, len(stages) - 1), config.adapt.episodes
-    most = max(episodes, config.evaluate.episodes)
+    kinds = games_of(config, env, task, key, shots)
     Carry = tuple[Any, Actor, NewData]  # the agent so far, what acted after step 1, all new data
 
     def play_one(actor: Actor, games: Games) -> tuple[NewData, Earned]:
@@ -129,7 +129,25 @@ def evaluate_task(
         carry, diagnostics = lax.cond(index < shots, learn, skip, carry, played, index)
         return carry, (earned, diagnostics)
 
-    # Games [shots + 1]: those for the data of each shot, and for evaluation.
+    begin = learner.begin(agent) if learner.begin else agent
+    nothing = no_data(config, env, learner, agent, memory, kinds)
+    carry = (begin, learner.actor(agent), nothing)
+    (_, _, data), (earned, diagnostics) = lax.scan(turn, carry, jnp.arange(shots + 1))
+    # [turn, actor]: before, after step 1, after each shot.
+    earned = jax.tree.map(lambda x: jnp.concatenate([x[:1, 1], x[-1:, 0], x[1:, 1]]), earned)
+    metrics = jax.tree.map(lambda x: x[shots - 1], diagnostics)
+    for name, values in earned.means.items():
+        metrics |= {f"{name}_{stage}": values[i] for i, stage in enumerate(("pre", *stages))}
+    count = 1 + len(stages)
+    failed, blew_up = earned.failed[1:count].any(), earned.blew_up[:count].sum()
+    return metrics | {"failed": failed, "blew_up": blew_up}, data
+
+
+def games_of(config: Config, env: Env, task: Task, key: Key, shots: int) -> Games:
+    """Returns the games [shots + 1] on a task: those for the data of each shot, and for
+    evaluation.
+    """
+    most = max(config.adapt.episodes, config.evaluate.episodes)
     keys = jnp.concatenate(
         [
             jax.random.split(derive(key, "data"), (shots, most)),
@@ -141,27 +159,24 @@ def evaluate_task(
     if config.evaluate.history_length:
         reach = reach.at[-1].set(config.evaluate.history_length)
     noise = jnp.full(shots + 1, config.adapt.exploration_noise).at[-1].set(0.0)
-    kinds = Games(starts, jax.random.split(derive(key, "episodes"), shots + 1), reach, noise)
-    row = rollout.begin(env, jax.tree.map(lambda x: x[0, 0], starts), config.network.history_length)
-    policy = learner.greedy(learner.actor(agent), reach[0], noise[0])
-    _, behaviour = jax.eval_shape(policy, row.env_state.observation, row.history, key)
+    return Games(starts, jax.random.split(derive(key, "episodes"), shots + 1), reach, noise)
+
+
+def no_data(
+    config: Config, env: Env, learner: Learner, agent: Any, memory: ReplayState, games: Games
+) -> NewData:
+    """Returns room for the data of all games but those for evaluation, not valid yet."""
+    first: Games = jax.tree.map(lambda x: x[0], games)
+    start = jax.tree.map(lambda x: x[0], first.starts)
+    row = rollout.begin(env, start, config.network.history_length)
+    policy = learner.greedy(learner.actor(agent), first.reach, first.noise)
+    _, behaviour = jax.eval_shape(policy, row.env_state.observation, row.history, first.key)
     of_step = jax.tree.map(lambda x: x[0, 0], memory.data).replace(behaviour=behaviour)
-    lead = (shots * episodes, env.episode_length)
-    nothing = NewData(
+    lead = ((len(games.reach) - 1) * config.adapt.episodes, env.episode_length)
+    return NewData(
         jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), of_step),
         jnp.zeros(lead, bool),
     )
-    begin = learner.begin(agent) if learner.begin else agent
-    carry = (begin, learner.actor(agent), nothing)
-    (_, _, data), (earned, diagnostics) = lax.scan(turn, carry, jnp.arange(shots + 1))
-    # [turn, actor]: before, after step 1, after each shot.
-    earned = jax.tree.map(lambda x: jnp.concatenate([x[:1, 1], x[-1:, 0], x[1:, 1]]), earned)
-    metrics = jax.tree.map(lambda x: x[shots - 1], diagnostics)
-    for name, values in earned.means.items():
-        metrics |= {f"{name}_{stage}": values[i] for i, stage in enumerate(("pre", *stages))}
-    count = 1 + len(stages)
-    failed, blew_up = earned.failed[1:count].any(), earned.blew_up[:count].sum()
-    return metrics | {"failed": failed, "blew_up": blew_up}, data
 
 
 def evaluate(
