@@ -25,11 +25,11 @@ from jmql.types import Key
 
 Row = tuple[str, str, str, dict[str, Any]]  # a part, what, its size, and numbers
 
-_COLLECTION_TASKS = ("cheetah_dir", "ant_dir")
+_RUNNERS = ("cheetah_dir", "ant_dir")
 _UNITS = {"learner": "updates", "adaptation": "tasks"}
 _UNITS |= dict.fromkeys(("collection", "physics", "cycle"), "env steps")
 _ROWS = (1, 8, 64, 512, 4096)
-_TASKS = (1, 8, 32, 128)
+_TASKS = (1, 8, 64, 512)
 _SHARES = (128, 64, 32)  # of a batch of 256: what one of several devices has to do
 _UPDATES = 100  # critic steps in a timed call
 _STEPS = 50  # steps of each row in a timed call
@@ -124,7 +124,7 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
     for share in _SHARES if "learner" in parts else ():
         measured = learner(build(a_share(paper("cheetah_dir"), share)), repeats)
         yield "learner", "cheetah_dir, a share", f"batch {share}", measured
-    for task in _COLLECTION_TASKS if "collection" in parts else ():
+    for task in _RUNNERS if "collection" in parts else ():
         config = dataclasses.replace(presets.preset(task, "quick"), backend="spring")
         for rows in _ROWS:
             for program in alone_and_together(_rows(config, rows)):
@@ -139,6 +139,12 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
         for program in alone_and_together(dataclasses.replace(config, tasks=tasks)):
             measured = adaptation(program, repeats)
             yield "adaptation", "point_goal", f"{count} tasks", measured
+    for task in _RUNNERS if "adaptation" in parts else ():
+        config = paper(task)
+        config = dataclasses.replace(config, tasks=dataclasses.replace(config.tasks, held_out=1))
+        for program in alone_and_together(config):
+            measured = adaptation(program, repeats)
+            yield "adaptation", f"{task}, as the paper", "1 task", measured
     on_cpu = jax.default_backend() == "cpu"
     for task in _bodies() if "physics" in parts else ():
         for backend in envs.load(task).backends:

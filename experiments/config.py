@@ -135,6 +135,12 @@ def from_json(text: str) -> RunConfig:
         case {"adapt": {"step2_updates": updates, **rest}}:  # as runs before 0.3 call it
             as_then = {"exploration_noise": 0.0, "new_share": 0.0, "updates": updates}
             values["adapt"] = as_then | rest
+    match values:
+        case {
+            "adapt": adapt,
+            "td3": {"tau": tau},
+        }:  # runs before 0.3 adapt with the one of training
+            values["adapt"] = {"tau": tau} | adapt
     try:
         config = pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:

@@ -74,7 +74,9 @@ def adapt(
                 coef = coef * (1.0 - propensity.effective_sample_size(parts[-1].weight))
         return jax.tree.map(lambda *x: jnp.concatenate(x), *parts), coef
 
-    learner = dataclasses.replace(config.td3, learning_rate=config.adapt.learning_rate)
+    learner = dataclasses.replace(
+        config.td3, learning_rate=config.adapt.learning_rate, tau=config.adapt.tau
+    )
     num1, num2 = config.adapt.step1_updates, config.adapt.updates
     step1, _ = td3.train(
         learner, networks, agent, derive(key, "step 1"), num1, draw_alone, active=shot == 0

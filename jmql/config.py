@@ -110,6 +110,9 @@ class AdaptConfig(Settings):
     episodes: int = count(1)  # episodes of new data of a shot
     exploration_noise: float = not_negative(0.3)  # of new data, as in collection
     learning_rate: float = positive(3e-4)  # of one fresh Adam for all shots
+    # Polyak step of the targets. At td3.tau's default they would still be those of training after
+    # all updates of a shot, and bootstrap from values that know nothing of the task.
+    tau: float = bounded(0.05, 0, 1, above=True)
     step1_updates: int = count(0, 0)  # critic steps on the new data alone, in the first shot
     updates: int = count(50, 0)  # critic steps of each shot, on weighted replay and new data
     new_share: float = bounded(0.5, 0, 1)  # of each of their batches that is new data

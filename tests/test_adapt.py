@@ -248,6 +248,7 @@ def test_ess_makes_lambda_of_each_batch(built, state, data):
 
 OTHER = {
     "learning_rate": 1e-2,
+    "tau": 0.5,
     "step1_updates": 4,
     "updates": 6,
     "new_share": 0.5,

@@ -202,8 +202,11 @@ def test_a_part_of_the_replay_is_its_newest_steps(state):
     np.testing.assert_array_equal(part.data.step, last)
 
 
-def test_the_example_of_the_documents_runs(tmp_path, monkeypatch, capsys):
-    """With an agent that has learned nothing, of the sizes of the half-cheetah."""
+@pytest.mark.parametrize(
+    ("which", "name", "sizes"), [(0, "cheetah", (20, 6)), (1, "walker", (17, 6))]
+)
+def test_the_examples_of_the_documents_run(which, name, sizes, tmp_path, monkeypatch, capsys):
+    """With an agent that has learned nothing, of the sizes of the body."""
     config = jmql.Config(
         network=jmql.NetworkConfig((16,), 4, 5),
         td3=jmql.TD3Config(batch_size=16),
@@ -211,17 +214,17 @@ def test_the_example_of_the_documents_runs(tmp_path, monkeypatch, capsys):
         collect=jmql.CollectConfig(rows=2),
     )
     about = {
-        "observation_size": 20,
-        "action_size": 6,
+        "observation_size": sizes[0],
+        "action_size": sizes[1],
         "episode_length": 200,
         "slots_per_row": 50,
     }
     agent, memory = policy.blank(config, about)
     memory = memory.replace(size=jnp.int32(50))
-    jmql.TrainedPolicy(config, agent, agent, memory, (), about).save(tmp_path / "cheetah.jmql")
+    jmql.TrainedPolicy(config, agent, agent, memory, (), about).save(tmp_path / f"{name}.jmql")
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/outside.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[which]
     exec(compile(code, "docs/outside.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"after {i} shots" for i in range(6)]

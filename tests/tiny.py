@@ -32,6 +32,7 @@ CONFIG = RunConfig(
     adapt=AdaptConfig(
         exploration_noise=0.0,
         learning_rate=1e-3,
+        tau=0.005,
         step1_updates=2,
         updates=4,
         new_share=0.0,

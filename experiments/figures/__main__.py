@@ -2,7 +2,8 @@
 
 Run with `python -m experiments.figures` for all that need no more than what is committed (some
 minutes, for the most part to compile MJX), or with names to draw some of them. `python -m
-experiments.figures paths RUN PICTURE` draws where the ants of a run walk, which is not committed.
+experiments.figures paths RUN PICTURE` draws where the ants of a run walk, and `goals RUN PICTURE`
+how its points adapt; runs are not committed.
 """
 
 import sys
@@ -11,19 +12,23 @@ from pathlib import Path
 import matplotlib as mpl
 
 from experiments.config import RunFailed
-from experiments.figures import adaptation, families, learning, paths
+from experiments.figures import adaptation, families, goals, learning, paths
 from jmql.settings import ConfigError
 
 PICTURES = {"learning": learning.draw, "adaptation": adaptation.draw, "families": families.draw}
-USAGE = f"usage: python -m experiments.figures [{' '.join(PICTURES)}] | paths RUN PICTURE"
+OF_RUNS = {"paths": paths.draw, "goals": goals.draw}
+USAGE = (
+    f"usage: python -m experiments.figures [{' '.join(PICTURES)}], or"
+    f" {' | '.join(OF_RUNS)} RUN PICTURE"
+)
 
 
 def main(words: list[str]) -> None:
     """Draws what the words of the command line name."""
     mpl.use("agg")
     try:
-        if words[:1] == ["paths"] and len(words) == 3:
-            paths.draw(Path(words[1]), Path(words[2]))
+        if len(words) == 3 and words[0] in OF_RUNS:
+            OF_RUNS[words[0]](Path(words[1]), Path(words[2]))
         elif set(words) <= PICTURES.keys():
             for name in words or PICTURES:
                 PICTURES[name](Path(f"docs/{name}.png"))

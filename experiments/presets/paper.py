@@ -86,10 +86,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }
 # The reference's classifier neither balances its classes nor scales its features. New data are
-# played without noise, and have no share in the batches after step 1.
+# played without noise, and have no share in the batches after step 1. The targets move as in
+# training.
 for _numbers in PRESETS.values():
     _numbers["adapt"] = dataclasses.replace(
-        _numbers["adapt"], exploration_noise=0.0, learning_rate=1e-3, new_share=0.0, prox_coef=0.1
+        _numbers["adapt"],
+        exploration_noise=0.0,
+        learning_rate=1e-3,
+        tau=0.005,
+        new_share=0.0,
+        prox_coef=0.1,
     )
     _numbers["propensity"] = dataclasses.replace(
         _numbers["propensity"], balanced=False, standardized=False

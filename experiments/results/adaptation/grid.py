@@ -3,7 +3,8 @@
     python -m experiments.results.adaptation.grid FILE WHERE TASKS SHOTS RUN... -- SETTINGS...
 
 WHERE is a split, or ranges such as velocity:3:4. SETTINGS are such as `prox_coef=1,updates=50`, of
-`adapt`, or `propensity.observation=true`. All seeds of all runs are adapted to the same tasks.
+`adapt`, or `propensity.observation=true`, `td3.discount=0.95`. All seeds of all runs are adapted to
+the same tasks.
 """
 
 import contextlib
@@ -35,20 +36,19 @@ BASE = {
 def setting(config: RunConfig, words: str, shots: int) -> RunConfig:
     """Returns a configuration with the settings that words name."""
     adapt: dict[str, Any] = BASE | {"shots": shots}
-    propensity: dict[str, Any] = {}
+    others: dict[str, dict[str, Any]] = {"propensity": {}, "td3": {}}
     for word in words.split(",") if words != "base" else ():
         name, text = word.split("=")
         value: Any = text
         with contextlib.suppress(ValueError):
             value = json.loads(text)
-        if name.startswith("propensity."):
-            propensity[name.removeprefix("propensity.")] = value
-        else:
-            adapt[name] = value
+        component, _, field = name.rpartition(".")
+        (others[component] if component else adapt)[field] = value
     return dataclasses.replace(
         config,
         adapt=dataclasses.replace(config.adapt, **adapt),
-        propensity=dataclasses.replace(config.propensity, **propensity),
+        propensity=dataclasses.replace(config.propensity, **others["propensity"]),
+        td3=dataclasses.replace(config.td3, **others["td3"]),
     )
 
 
