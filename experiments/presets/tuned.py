@@ -16,4 +16,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cheetah_dir": _longer("cheetah_dir", 1_000_000)
     | dict(td3=dataclasses.replace(quick.PRESETS["cheetah_dir"]["td3"], tau=0.01)),
     "cheetah_vel": _longer("cheetah_vel", 1_000_000),
+    "walker_params": _longer("walker_params", 1_000_000),
 }
