@@ -1,4 +1,4 @@
-"""`jmql train|evaluate|export|bench`: wiring between the command line and the rest.
+"""`jmql train|evaluate|export|sweep|bench`: wiring between the command line and the rest.
 
 Exit codes: 0 done; 2 wrong usage, with one line that says what and what is valid; 33 stopped by a
 signal and saved; 1 anything else, with the name of the file that has the traceback.
@@ -50,6 +50,16 @@ class ExportArgs(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class SweepArgs(Settings):
+    """Runs a sweep: prints the jobs of a YAML file, one command each, or runs them here."""
+
+    file: Path  # of name, base, grid, points and seeds; see docs/sweeps.md
+    where: Literal["print", "local"] = "print"
+    """print: as a script for a shell; local: on this machine"""
+    jobs: int = count(1)  # at a time, here; each has as many cores
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchArgs(Settings):
     """Measures learner, collection, adaptation and compilation; writes a JSON file."""
 
@@ -83,6 +93,7 @@ def _run(words: list[str]) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "export": _export,
+        "sweep": _sweep,
         "bench": _bench,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -155,6 +166,24 @@ def _export(words: list[str]) -> int:
     devices.prepare(1)
     export.export(args.run, config, args.out, args.seed, args.replay)
     return 0
+
+
+def _sweep(words: list[str]) -> int:
+    if words and not words[0].startswith("-"):
+        words = ["--file", *words]
+    args = _parse(SweepArgs, "sweep", words)
+    args.validate()
+    from experiments import sweep
+
+    with Stop() as stop:
+        jobs = sweep.read(args.file, _train_config)
+        if args.where == "print":
+            for line in sweep.listing(jobs):
+                print(line)
+            return 0
+        from experiments import here
+
+        return here.sweep(jobs, args.jobs, stop)
 
 
 def _bench(words: list[str]) -> int:

@@ -45,6 +45,17 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_locked(folder: Path) -> bool:
+    """Returns whether another process trains in a folder, which need not be there."""
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True
+    except (OSError, RunFailed):  # whoever trains there will say so
+        return False
+
+
 class _LogFile(logging.FileHandler):
     """A log that a disk may refuse; what should be in it is then in the way of nothing."""
 

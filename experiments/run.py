@@ -82,16 +82,21 @@ def _by_name(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(v) for k, v in leaves}
 
 
-def describe(run: RunConfig) -> dict[str, Any]:
-    """Returns what config.json holds: every setting, and where and with what it runs."""
-    settings = dataclasses.asdict(run)
+def group(run: RunConfig) -> str:
+    """Returns what runs that differ in nothing but their seeds have in common: W&B's group."""
     same = flatten(run, Kind.LEARNED) | flatten(run, Kind.MEASURED)
     same = {name: value for name, value in same.items() if name not in ("seed", "seeds")}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{run.task}-{run.profile}-{digest}"
+
+
+def describe(run: RunConfig) -> dict[str, Any]:
+    """Returns what config.json holds: every setting, and where and with what it runs."""
+    settings = dataclasses.asdict(run)
     device, jax_config = jax.devices()[0], cast(Any, jax.config)
     return {
         "config": settings,
-        "group": f"{run.task}-{run.profile}-{digest}",
+        "group": group(run),
         "git_commit": _git_commit(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": device.device_kind,

@@ -44,7 +44,7 @@ SLOW = {
 
 
 # A worker takes a file at a time: the longest first, so that none is left alone with one.
-LONGEST = "resume parity cli envs mesh train adapt evaluate outside probes door".split()
+LONGEST = "resume parity cli sweep envs mesh train adapt evaluate outside probes door".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

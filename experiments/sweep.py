@@ -1,0 +1,213 @@
+"""A sweep: a YAML file of settings to combine becomes jobs, one `jmql train` each."""
+
+import dataclasses
+import difflib
+import itertools
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments import program, run
+from experiments.config import RunConfig, refuse_other
+from jmql.settings import ConfigError, flatten
+
+_PARTS = ("name", "base", "grid", "points", "seeds")
+_OURS = ("run_id", "resume", "seed", "seeds")  # settings that a sweep makes
+Words = tuple[str, ...]  # a value as it stands in the file: one word, or several of a tuple
+Point = dict[str, Words]  # values by the dotted names of settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    words: tuple[str, ...]  # of the command line, after `jmql train`
+    config: RunConfig  # what they say
+
+    @property
+    def name(self) -> str:
+        """The run id: the same for the same point and seed."""
+        return self.config.run_id
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return run.folder_of(self.config, self.name)
+
+    @property
+    def command(self) -> str:
+        """What a shell runs it by."""
+        return f"jmql train {shlex.join(self.words)}"
+
+
+def read(path: Path, parse: Callable[[list[str]], RunConfig]) -> list[Job]:
+    """Returns the jobs of a sweep: each point of the grid with each seed.
+
+    Args:
+        path: a YAML file of `name`, and any of `base` (settings of all jobs by their dotted names),
+            `grid` (settings with the values to combine), `points` (a list of settings to combine
+            with the grid, where a grid is not enough) and `seeds` (a list).
+        parse: makes a configuration of words of the command line.
+
+    Raises:
+        ConfigError: the file is no sweep, or a job of it cannot work.
+    """
+    sweep = _load(path)
+    name = sweep.get("name", path.stem)
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ConfigError(
+            f"name in {path} is {name!r}; it must be a name of letters, digits, and . _ + -"
+        )
+    base = _point(path, "base", sweep.get("base", {}))
+    grid = {
+        key: [_words(path, f"grid.{key}", value) for value in _list(path, f"grid.{key}", values)]
+        for key, values in _settings(path, "grid", sweep.get("grid", {})).items()
+    }
+    points = [
+        _point(path, "points", point) for point in _list(path, "points", sweep.get("points", [{}]))
+    ]
+    for key in (set(base) | {key for point in points for key in point}) & set(grid):
+        raise ConfigError(f"{key} is in the grid of {path} and beside it; valid: once")
+    seeds = [str(seed) for seed in _list(path, "seeds", sweep.get("seeds", ["0"]))]
+    label = _labels({key for point in points for key in point} | set(grid))
+    jobs = []
+    for point, values, seed in itertools.product(points, itertools.product(*grid.values()), seeds):
+        varied = dict(zip(grid, values, strict=True)) | point
+        told = [label(key, value) for key, value in varied.items()]
+        run_id = "-".join([name, *told, f"s{seed}"])
+        words = [*_flags(base | varied), "--seed", seed, "--run-id", run_id]
+        jobs.append(_job(path, words, parse))
+    names = [job.name for job in jobs]
+    for twice in {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{path} has {twice} twice; valid: points, values and seeds that differ")
+    _refuse_impossible(jobs)
+    return jobs
+
+
+def listing(jobs: Sequence[Job]) -> Iterable[str]:
+    """Yields the commands of jobs, as a script for a shell, those of a W&B group together."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(run.group(job.config), []).append(job)
+    for group, members in groups.items():
+        yield f"# W&B group {group}"
+        yield from (job.command for job in members)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        # Every value stays the text that it is, and becomes a word of a command.
+        sweep = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; valid: a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(sweep, dict):
+        raise ConfigError(f"{path} is no sweep; valid: a mapping of {', '.join(_PARTS)}")
+    for part in sweep:
+        _refuse_unknown(path, f"part {part!r}", part, _PARTS)
+    return sweep
+
+
+def _refuse_unknown(path: Path, what: str, name: str, valid: Iterable[str]) -> None:
+    valid = list(valid)
+    if name not in valid:
+        near = difflib.get_close_matches(name, valid, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"valid: {', '.join(valid)}"
+        raise ConfigError(f"{path} has an unknown {what}; {hint}")
+
+
+def _list(path: Path, where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{where} in {path} is {value!r}; it must be a list")
+    return value
+
+
+def _settings(path: Path, where: str, value: Any) -> Mapping[str, Any]:
+    """Returns a mapping of settings, all of which there are."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} in {path} is {value!r}; it must be a mapping of settings")
+    for key in value:
+        if key in _OURS:
+            raise ConfigError(f"{where} in {path} sets {key}, which a sweep makes of its seeds")
+        _refuse_unknown(path, f"setting {key!r} in {where}", key, flatten(RunConfig()))
+    return value
+
+
+def _point(path: Path, where: str, value: Any) -> Point:
+    settings = _settings(path, where, value)
+    return {key: _words(path, f"{where}.{key}", text) for key, text in settings.items()}
+
+
+def _words(path: Path, where: str, value: Any) -> Words:
+    words = value if isinstance(value, list) else [value]
+    if not all(isinstance(word, str) and word for word in words):
+        raise ConfigError(f"{where} in {path} is {value!r}; it must be a value or a list of values")
+    return tuple(words)
+
+
+def _flags(settings: Point) -> list[str]:
+    """Returns settings as words of the command line, the task first: it decides on defaults."""
+    defaults, words = flatten(RunConfig()), []
+    for key in sorted(settings, key=lambda key: key != "task"):
+        flag, value = key.replace("_", "-"), settings[key]
+        if isinstance(defaults[key], bool) and value in (("true",), ("false",)):
+            component, _, field = flag.rpartition(".")
+            no = "" if value == ("true",) else "no-"
+            words.append(f"--{component}{'.' if component else ''}{no}{field}")
+        else:
+            words += [f"--{flag}", *value]
+    return words
+
+
+def _labels(keys: Iterable[str]) -> Callable[[str, Words], str]:
+    """Returns what run ids call a value of each setting, such as `lr3e-4` of td3.learning_rate."""
+
+    def short(key: str) -> str:
+        field = key.rpartition(".")[2]
+        return "lr" if field == "learning_rate" else field
+
+    keys = list(keys)
+    taken = [short(key) for key in keys]
+    names = {key: short(key) if taken.count(short(key)) == 1 else key for key in keys}
+    defaults = flatten(RunConfig())
+
+    def label(key: str, value: Words) -> str:
+        text = "x".join(value)
+        if isinstance(defaults[key], bool):
+            field = key.rpartition(".")[2].replace("_", "-")
+            return field if text == "true" else f"no-{field}"
+        if isinstance(defaults[key], str):  # speaks for itself
+            return re.sub(r"[^\w.+]", "_", text.rpartition(":")[2])
+        return re.sub(r"[^\w.+-]", "_", names[key] + text)
+
+    return label
+
+
+def _job(path: Path, words: list[str], parse: Callable[[list[str]], RunConfig]) -> Job:
+    try:
+        config = parse(words)
+        config.validate()
+    except ConfigError as error:
+        raise ConfigError(f"{words[-1]} of {path}: {error}") from None
+    return Job(tuple(words), config)
+
+
+def _refuse_impossible(jobs: Sequence[Job]) -> None:
+    """Raises ConfigError where a family, a split or a run that is there says no."""
+    looked_at = set()
+    for job in jobs:
+        config = job.config
+        names = (config.task, config.backend, config.split, config.tasks, config.observe_task)
+        try:
+            if names not in looked_at:
+                program.named(config)
+                looked_at.add(names)
+            if run.exists(job.folder):
+                refuse_other(config, run.read_config(job.folder), job.folder)
+        except ConfigError as error:
+            raise ConfigError(f"{job.name}: {error}") from None

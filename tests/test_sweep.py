@@ -1,0 +1,191 @@
+"""Sweeps: what a file says as commands, what is refused, and a sweep that is stopped and killed."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import cli, guard, here, sweep
+from jmql.settings import ConfigError
+from tests.test_cli import SMALL
+
+ROOT = Path(__file__).parents[1]
+
+
+READY = sorted((ROOT / "experiments/sweeps").glob("*.yaml"))
+
+
+def read(folder, text):
+    path = folder / "lr.yaml"
+    path.write_text(text)
+    return sweep.read(path, cli._train_config)
+
+
+def test_a_grid_with_points_and_seeds_becomes_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = read(
+        tmp_path,
+        """
+base: {tasks.train: 8, network.hidden_sizes: [16, 16]}
+grid: {task: [point_goal, point_sparse], td3.learning_rate: [3e-4, 1e-3]}
+points: [{}, {network.normalize: false, split: ood}]
+seeds: [0, 5]
+""",
+    )
+    assert len(jobs) == 2 * 2 * 2 * 2
+    assert jobs[0].command == (
+        "jmql train --task point_goal --tasks.train 8 --network.hidden-sizes 16 16"
+        " --td3.learning-rate 3e-4 --seed 0 --run-id lr-point_goal-lr3e-4-s0"
+    )
+    assert jobs[-1].command == (
+        "jmql train --task point_sparse --tasks.train 8 --network.hidden-sizes 16 16"
+        " --td3.learning-rate 1e-3 --network.no-normalize --split ood --seed 5"
+        " --run-id lr-point_sparse-lr1e-3-no-normalize-ood-s5"
+    )
+    assert jobs[-1].folder == Path("runs/point_sparse/lr-point_sparse-lr1e-3-no-normalize-ood-s5")
+    for job in jobs:  # a command says all of its configuration
+        assert cli._train_config(shlex.split(job.command)[2:]) == job.config
+    lines = [line for line in sweep.listing(jobs) if line.startswith("#")]
+    assert len(lines) == len(set(lines)) == 8  # seeds are a group
+
+
+def test_settings_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "base: {task: point_goal}\ngrid: {td3.learning_rate: [1e-3], adapt.learning_rate: [1e-4]}"
+    )
+    (job,) = read(tmp_path, text)
+    assert job.name == "lr-td3.learning_rate1e-3-adapt.learning_rate1e-4-s0"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    {
+        "setting": ("grid: {td3.learningrate: [1]}", "did you mean td3.learning_rate?"),
+        "part": ("gird: {}", "unknown part 'gird'; did you mean grid?"),
+        "type": ("base: {task: point_goal, td3.tau: fast}", "s0 of .*lr.yaml: .*tau.*fast"),
+        "bound": ("base: {task: point_goal, td3.tau: 7}", "td3.tau is 7.0; it must be above 0"),
+        "task": ("base: {task: point_gaol}", "did you mean point_goal?"),
+        "split": ("base: {task: point_goal, split: odd}", "did you mean ood?"),
+        "ours": ("base: {task: point_goal, run_id: x}", "sets run_id, which a sweep makes"),
+        "twice": ("base: {task: point_goal}\nseeds: [0, 0]", "has lr-s0 twice"),
+        "both": ("base: {task: point_goal}\ngrid: {task: [point_goal]}", "task is in the grid"),
+        "list": ("base: {task: point_goal}\ngrid: {td3.tau: 0.1}", "grid.td3.tau .* be a list"),
+        "empty": ("base: {task: point_goal}\nseeds: []", "seeds in .* must be a list"),
+        "yaml": ("grid: {", "is no YAML"),
+        "nothing": ("", "is no sweep"),
+        "no mapping": ("base: 3", "base in .* must be a mapping"),
+    }.values(),
+)
+def test_what_cannot_work_is_refused_before_anything_starts(text, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        read(tmp_path, text)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
+def test_the_sweeps_of_the_project_can_be_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(sweep.read(path, cli._train_config)) > 10
+
+
+def test_processes_have_as_many_cores_and_none_twice(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(9)))
+    assert here._shares(4) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert here._shares(1) == [()]  # all
+
+
+def test_a_folder_is_locked_while_a_run_is_at_it(tmp_path):
+    """A sweep waits for what an earlier one has left, then."""
+    assert not guard.is_locked(tmp_path / "nothing")
+    with guard.locked(tmp_path):
+        assert guard.is_locked(tmp_path)
+    assert not guard.is_locked(tmp_path)
+
+
+def start(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.cli", "sweep", "s.yaml", "--where", "local"]
+    return subprocess.Popen(
+        [*command, "--jobs", "2"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rows(folder: Path) -> dict[str, list]:
+    """What each run has written, but for how long it took."""
+    return {
+        path.parent.name: [
+            {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+            for line in path.read_text().splitlines()
+        ]
+        for path in sorted(folder.glob("runs/*/*/metrics.jsonl"))
+    }
+
+
+def wait_for_rows(folder: Path, count: int, process: subprocess.Popen) -> None:
+    """Waits until each of the two runs has so many."""
+    until = time.monotonic() + 300
+    while sum(len(found) >= count for found in rows(folder).values()) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_and_killed_ends_as_one_that_is_not(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
+    base = {k.removeprefix("--").replace("-", "_"): v for k, v in flags.items()}
+    base |= {"task": "point_goal", "tracking.wandb": "disabled", "train.env_steps": "20000"}
+    base |= {"train.updates_per_round": "200"}
+    for folder in (whole, broken):
+        folder.mkdir()
+        (folder / "s.yaml").write_text(json.dumps({"name": "s", "base": base, "seeds": ["0", "1"]}))
+    process = start(whole)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+
+    process = start(broken)
+    wait_for_rows(broken, 3, process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 33, said
+    assert "2 stopped · go on with: the same command" in said
+    before = {name: len(found) for name, found in rows(broken).items()}
+
+    process = start(broken)
+    wait_for_rows(broken, max(before.values()) + 1, process)
+    process.kill()
+    process.communicate()
+    folders = [broken / f"runs/point_goal/s-s{seed}" for seed in (0, 1)]
+    until = time.monotonic() + 60
+    while any(map(guard.is_locked, folders)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    # The jobs have ended with the sweep, and have saved.
+    assert all(len(rows(broken)[name]) < len(found) for name, found in rows(whole).items())
+
+    process = start(broken)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert "2 done" in said
+    assert rows(broken) == rows(whole)
+
+    # What is done is left alone, and what fails is named.
+    for path in broken.glob("runs/point_goal/s-s1/checkpoints/*"):
+        path.rename(broken / path.name)
+    process = start(broken)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, said
+    assert "s-s1 failed: jmql: " in said
+    assert "has results but no checkpoint" in said
+    assert "1 done, 1 failed" in said
