@@ -189,13 +189,16 @@ class Tracker:
         import wandb
 
         run_id = folder.resolve().name  # also of `--resume .`
+        ids = {seed: f"{run_id}-s{seed}" for seed in self._seeds}
+        if "WANDB_SWEEP_ID" in os.environ:  # an agent has made a run for this process
+            ids[config.seed] = os.environ.get("WANDB_RUN_ID", ids[config.seed])
 
         def init(seed: int, mode: Any) -> Any:
             run = wandb.init(
                 project=config.tracking.project,
                 group=record["group"],
                 job_type="train",
-                id=f"{run_id}-s{seed}",
+                id=ids[seed],
                 name=f"{config.task}-{run_id}-s{seed}",
                 tags=[config.task, config.profile, record["device"]],
                 config=record,

@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+from tests.test_cli import SMALL
 
 ROWS = [{"env_steps": 200, "updates": 0, "eval/return_pre": -3.5, "tasks/return_pre": [1.0]}] * 2
 
@@ -135,3 +139,35 @@ def test_an_unreachable_server_costs_seconds_at_the_start_and_nothing_later(
 def test_disabled_writes_nothing_but_the_record(tmp_path):
     assert track(tmp_path, 0, 200, WANDB_MODE="disabled")[0] == "disabled"
     assert [path.name for path in (tmp_path / "runs/point_goal/ID").iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_command_of_a_wandb_sweep_runs_as_its_agent_runs_it(tmp_path):
+    """And its numbers go to the run that W&B has made for it."""
+    path = Path(__file__).parents[1] / "experiments/sweeps/wandb/bayes.yaml"
+    asked = yaml.safe_load(path.read_text())
+    chosen = {
+        k: {"value": v.get("min", v.get("values", [0])[0])} for k, v in asked["parameters"].items()
+    }
+    words = create_sweep_command_args({"args": chosen})
+    command = []
+    for word in create_sweep_command(asked["command"]):
+        command += words["args"] if word == "${args}" else [word]
+    assert command[:2] == ["jmql", "train"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", *command[1:], *SMALL],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ
+        | {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "it", "WANDB_RUN_ID": "theirs"},
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs/point_goal").iterdir()
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert config["td3"]["learning_rate"] == asked["parameters"]["td3.learning-rate"]["min"]
+    (tracked,) = folder.glob("wandb/offline-run-*")
+    assert tracked.name.endswith("-theirs")
+    assert asked["metric"]["name"] in json.loads(
+        (folder / "metrics.jsonl").read_text().splitlines()[-1]
+    )
