@@ -111,6 +111,19 @@ def test_the_run_directory_is_the_contract(finished):
     assert "collect/return" in rows[0]  # warm-up episodes end after 50 steps, others after 200
 
 
+def test_how_points_adapt_is_drawn(finished):
+    cwd, _ = finished
+    (run,) = cwd.glob("runs/point_goal/*")
+    drawn = subprocess.run(
+        [sys.executable, "-m", "experiments.figures", "goals", run, cwd / "goals.png"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    assert (cwd / "goals.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_evaluate_takes_any_number_of_fresh_tasks(finished):
     cwd, _ = finished
     (run,) = cwd.glob("runs/point_goal/*")

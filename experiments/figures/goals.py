@@ -53,10 +53,11 @@ def draw(folder: Path, picture: Path) -> None:
         for color, i in zip(colors, turn, strict=True):
             axis.plot(*goals[i], "*", color=color, markersize=9)
             axis.plot(*places[i, shot].T, color=color, linewidth=1.0)
-        axis.set_title(f"after {shot} shots" if shot else "before", fontsize=10)
+        title = f"after {shot} shot{'s' if shot > 1 else ''}" if shot else "before"
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("x", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.set_aspect("equal")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("y", fontsize=8)
-    figure.savefig(picture, dpi=150)
+    figure.savefig(picture, dpi=150, bbox_inches="tight")
