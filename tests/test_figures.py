@@ -137,6 +137,6 @@ def test_learning_is_drawn_from_committed_rows(tmp_path, monkeypatch):
     figures.main(["learning"])
     assert (tmp_path / "docs/learning.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(
-        SystemExit, match=r"usage: .*learning adaptation families.*paths RUN PICTURE"
+        SystemExit, match=r"usage: .*learning adaptation families.*paths \| goals RUN PICTURE"
     ):
         figures.main(["pictures"])
