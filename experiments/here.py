@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from experiments import guard, run
+from experiments.config import RunFailed
 from experiments.stop import SAVED, Stop
 from experiments.sweep import Job
 from experiments.terminal import console, human_time
@@ -22,6 +23,7 @@ from experiments.tracking import METRICS
 
 _OUTPUT = "output.txt"  # of a job, in its run directory
 _LAST = 65_536  # bytes from the end of a file in which its last line is
+_ENDED = "the jobs that run are saving, and go on with the same command"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -39,9 +41,18 @@ class Work:
         self.look()
 
     def start(self, cores: Sequence[int]) -> None:
-        """Starts the job on some cores, its output at the end of its file."""
-        self.job.folder.mkdir(parents=True, exist_ok=True)
-        with (self.job.folder / _OUTPUT).open("ab") as output:
+        """Starts the job on some cores, its output at the end of its file.
+
+        Raises:
+            RunFailed: the disk refuses.
+        """
+        path = self.job.folder / _OUTPUT
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            output = path.open("ab")
+        except OSError as error:
+            raise RunFailed(f"{path} cannot be written: {error}; {_ENDED}") from None
+        with output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "experiments.cli", "train", *self.job.words],
                 stdin=subprocess.DEVNULL,

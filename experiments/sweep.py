@@ -17,6 +17,7 @@ from jmql.settings import ConfigError, flatten
 
 _PARTS = ("name", "base", "grid", "points", "seeds")
 _OURS = ("run_id", "resume", "seed", "seeds")  # settings that a sweep makes
+_LONGEST = 200  # letters of the name of a folder
 Words = tuple[str, ...]  # a value as it stands in the file: one word, or several of a tuple
 Point = dict[str, Words]  # values by the dotted names of settings
 
@@ -79,6 +80,11 @@ def read(path: Path, parse: Callable[[list[str]], RunConfig]) -> list[Job]:
         varied = dict(zip(grid, values, strict=True)) | point
         told = [label(key, value) for key, value in varied.items()]
         run_id = "-".join([name, *told, f"s{seed}"])
+        if len(run_id) > _LONGEST:
+            raise ConfigError(
+                f"{path} makes the name {run_id[:40]}... of {len(run_id)} letters; it must have at"
+                f" most {_LONGEST}: vary less, or in sweeps of their own"
+            )
         words = [*_flags(base | varied), "--seed", seed, "--run-id", run_id]
         jobs.append(_job(path, words, parse))
     names = [job.name for job in jobs]

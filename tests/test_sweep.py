@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments import cli, guard, here, sweep
+from experiments.config import RunFailed
+from experiments.stop import Stop
 from jmql.settings import ConfigError
 from tests.test_cli import SMALL
 
@@ -77,6 +79,11 @@ def test_settings_of_one_name_are_told_apart(tmp_path, monkeypatch):
         "both": ("base: {task: point_goal}\ngrid: {task: [point_goal]}", "task is in the grid"),
         "list": ("base: {task: point_goal}\ngrid: {td3.tau: 0.1}", "grid.td3.tau .* be a list"),
         "empty": ("base: {task: point_goal}\nseeds: []", "seeds in .* must be a list"),
+        "long": (
+            f"name: {'x' * 250}\nbase: {{task: point_goal}}",
+            "of 253 letters; it must have at",
+        ),
+        "nested": ("base: {td3.tau: {a: 1}}", "base.td3.tau in .* must be a value or a list"),
         "yaml": ("grid: {", "is no YAML"),
         "nothing": ("", "is no sweep"),
         "no mapping": ("base: 3", "base in .* must be a mapping"),
@@ -107,6 +114,14 @@ def test_a_folder_is_locked_while_a_run_is_at_it(tmp_path):
     with guard.locked(tmp_path):
         assert guard.is_locked(tmp_path)
     assert not guard.is_locked(tmp_path)
+
+
+def test_a_disk_that_refuses_ends_a_sweep_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = read(tmp_path, "base: {task: point_goal}")
+    (tmp_path / "runs").write_text("a file in the place of a folder")
+    with pytest.raises(RunFailed, match=r"output.txt cannot be written: .*Not a directory"):
+        here.sweep(jobs, 1, Stop())
 
 
 def start(folder: Path) -> subprocess.Popen:
