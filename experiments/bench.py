@@ -71,7 +71,10 @@ def bench(out: Path, repeats: int, parts: Sequence[str]) -> None:
 
     def add(part: str, what: str, size: str, measured: dict[str, Any]) -> None:
         results.append({"part": part, "what": what, "size": size} | measured | source)
-        speed = f"{measured['per_second']:,.1f} {_UNITS[part]}/s" if "devices" in measured else ""
+        speed = ""
+        if "devices" in measured:
+            digits = 1 if measured["per_second"] >= 10 else 3
+            speed = f"{measured['per_second']:,.{digits}f} {_UNITS[part]}/s"
         speed += f" on {measured['devices']}" if speed else ""
         speed += f", {measured['of_bound']:.0%} of bound" if "of_bound" in measured else ""
         compiling = f"compile {measured['compile_seconds']:.1f} s"
