@@ -136,10 +136,8 @@ def from_json(text: str) -> RunConfig:
             as_then = {"exploration_noise": 0.0, "new_share": 0.0, "updates": updates}
             values["adapt"] = as_then | rest
     match values:
-        case {
-            "adapt": adapt,
-            "td3": {"tau": tau},
-        }:  # runs before 0.3 adapt with the one of training
+        # Runs before 0.3 adapt with the tau of training.
+        case {"adapt": {**adapt}, "td3": {"tau": tau}}:
             values["adapt"] = {"tau": tau} | adapt
     try:
         config = pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(values), strict=True)

@@ -24,6 +24,8 @@ from experiments.tracking import METRICS
 _OUTPUT = "output.txt"  # of a job, in its run directory
 _LAST = 65_536  # bytes from the end of a file in which its last line is
 _ENDED = "the jobs that run are saving, and go on with the same command"
+_STATES = ("done", "running", "failed", "stopped", "waiting")
+_SHOWN = ("running", "failed", "stopped")  # while it runs
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -49,31 +51,31 @@ class Work:
         path = self.job.folder / _OUTPUT
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            output = path.open("ab")
-        except OSError as error:
+            with path.open("ab") as output:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "experiments.cli", "train", *self.job.words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a Ctrl-C is for us, who pass it on
+                    preexec_fn=_bound(cores),
+                )
+        except (OSError, subprocess.SubprocessError) as error:
             raise RunFailed(f"{path} cannot be written: {error}; {_ENDED}") from None
-        with output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.cli", "train", *self.job.words],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is for us, who pass it on
-                preexec_fn=_bound(cores),
-            )
         self.state, self.since = "running", None
 
     def look(self) -> None:
         """Looks whether the process has ended, and at its last row."""
+        code = self.process.poll() if self.process is not None else None
         before, self.row = self.row, last_row(self.job.folder) or self.row
-        if self.process is None:
-            return
-        if self.row is not before and self.since is None and before != self.row:
-            self.since = time.monotonic(), int(self.row["env_steps"])
-        code = self.process.poll()
+        if self.since is None and before != self.row:
+            self.since = time.monotonic(), self.steps
         if code is not None:
-            ends = {0: "done", SAVED: "stopped"}
-            self.state, self.process = ends.get(code, "failed"), None
+            self.process = None
+            if code == 0 or finished(self.job, self.total):
+                self.state = "done"
+            else:  # before it could answer, the signal has ended it
+                self.state = "stopped" if code in (SAVED, -signal.SIGTERM) else "failed"
 
     @property
     def steps(self) -> int:
@@ -110,6 +112,15 @@ def sweep(jobs: Sequence[Job], at_once: int, stop: Stop) -> int:
     """
     works = [Work(job) for job in jobs]
     stop.ready = True
+    try:
+        _run(works, min(at_once, len(works)), stop)
+    finally:
+        _save(works)
+    return _end(works, stop)
+
+
+def _run(works: Sequence[Work], at_once: int, stop: Stop) -> None:
+    """Runs works until all have ended, or those that run have been stopped."""
     free = _shares(at_once)
     on: dict[int, Sequence[int]] = {}  # the cores of a work, by its place
     told = {i: work.state for i, work in enumerate(works)}
@@ -130,16 +141,22 @@ def sweep(jobs: Sequence[Job], at_once: int, stop: Stop) -> int:
                 told[i] = work.state
             if stop.signal and not passed:
                 passed = True
-                for work in works:
-                    if work.process is not None:
-                        work.process.send_signal(signal.SIGTERM)
-            if console.is_terminal:
-                live.update(_table(works), refresh=True)
+                _save(works)
+            if console.is_terminal:  # which may be lower than all of them
+                live.update(
+                    _table([x for x in works if x.state in _SHOWN], _counts(works)), refresh=True
+                )
             states = {work.state for work in works}
             if "running" not in states and ("waiting" not in states or stop.signal):
                 break
             time.sleep(0.5)
-    return _end(works, stop)
+
+
+def _save(works: Sequence[Work]) -> None:
+    """Asks those that run to save and end."""
+    for work in works:
+        if work.process is not None:
+            work.process.send_signal(signal.SIGTERM)
 
 
 def finished(job: Job, steps: int) -> bool:
@@ -177,12 +194,13 @@ def _shares(count: int) -> list[Sequence[int]]:
 
 def _bound(cores: Sequence[int]) -> Callable[[], None]:
     """Returns what a new process does first: it stays on its cores, and does not outlive us."""
+    c = ctypes.CDLL(None)
 
     def bind() -> None:
         if cores:
             os.sched_setaffinity(0, cores)
         if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            c.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
     return bind
 
@@ -203,8 +221,8 @@ def _cells(work: Work) -> list[str]:
     ]
 
 
-def _table(works: Sequence[Work]) -> Table:
-    table = Table()
+def _table(works: Sequence[Work], caption: str = "") -> Table:
+    table = Table(caption=caption)
     table.add_column("run", no_wrap=True)
     table.add_column("state")
     for name in ("steps", "before", "after", "steps/s", "left"):
@@ -226,14 +244,14 @@ def _end(works: Sequence[Work], stop: Stop) -> int:
     for work in failed:
         where = work.job.folder / _OUTPUT
         console.print(f"{work.job.name} failed: {work.said()} ({where})", soft_wrap=True)
-    counts = {state: sum(work.state == state for work in works) for state in _STATES}
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    unfinished = counts["stopped"] + counts["waiting"]
+    unfinished = any(work.state in ("stopped", "waiting") for work in works)
     what = f"go on with: {stop.again}" if unfinished or failed else "every row is in metrics.jsonl"
-    console.print(f"{told} · {what}", soft_wrap=True)
+    console.print(f"{_counts(works)} · {what}", soft_wrap=True)
     if unfinished:
         return SAVED
     return 1 if failed else 0
 
 
-_STATES = ("done", "failed", "stopped", "waiting")
+def _counts(works: Sequence[Work]) -> str:
+    states = [work.state for work in works]
+    return ", ".join(f"{states.count(x)} {x}" for x in _STATES if x in states)

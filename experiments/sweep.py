@@ -17,7 +17,7 @@ from jmql.settings import ConfigError, flatten
 
 _PARTS = ("name", "base", "grid", "points", "seeds")
 _OURS = ("run_id", "resume", "seed", "seeds")  # settings that a sweep makes
-_LONGEST = 200  # letters of the name of a folder
+_LONGEST = 200  # bytes of the name of a folder
 Words = tuple[str, ...]  # a value as it stands in the file: one word, or several of a tuple
 Point = dict[str, Words]  # values by the dotted names of settings
 
@@ -80,16 +80,23 @@ def read(path: Path, parse: Callable[[list[str]], RunConfig]) -> list[Job]:
         varied = dict(zip(grid, values, strict=True)) | point
         told = [label(key, value) for key, value in varied.items()]
         run_id = "-".join([name, *told, f"s{seed}"])
-        if len(run_id) > _LONGEST:
+        size = len(run_id.encode())
+        if size > _LONGEST:
             raise ConfigError(
-                f"{path} makes the name {run_id[:40]}... of {len(run_id)} letters; it must have at"
+                f"{path} makes the name {run_id[:40]}... of {size} bytes; it must have at"
                 f" most {_LONGEST}: vary less, or in sweeps of their own"
             )
         words = [*_flags(base | varied), "--seed", seed, "--run-id", run_id]
         jobs.append(_job(path, words, parse))
-    names = [job.name for job in jobs]
-    for twice in {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"{path} has {twice} twice; valid: points, values and seeds that differ")
+    seen: dict[RunConfig, str] = {}
+    for job in jobs:
+        what = dataclasses.replace(job.config, run_id="")
+        if what in seen:
+            raise ConfigError(
+                f"{path} has {job.name} twice, the first as {seen[what]}; valid: points, values and"
+                " seeds that differ"
+            )
+        seen[what] = job.name
     _refuse_impossible(jobs)
     return jobs
 
@@ -104,13 +111,24 @@ def listing(jobs: Sequence[Job]) -> Iterable[str]:
         yield from (job.command for job in members)
 
 
+class _Text(yaml.BaseLoader):
+    """Leaves every value the text that it is, to become a word of a command."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """As in YAML, but that nothing may be said twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is there twice, near line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        # Every value stays the text that it is, and becomes a word of a command.
-        sweep = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        sweep = yaml.load(path.read_text(encoding="utf-8"), _Text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; valid: a YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(sweep, dict):
         raise ConfigError(f"{path} is no sweep; valid: a mapping of {', '.join(_PARTS)}")
@@ -151,7 +169,7 @@ def _point(path: Path, where: str, value: Any) -> Point:
 
 def _words(path: Path, where: str, value: Any) -> Words:
     words = value if isinstance(value, list) else [value]
-    if not all(isinstance(word, str) and word for word in words):
+    if not words or not all(isinstance(word, str) and word for word in words):
         raise ConfigError(f"{where} in {path} is {value!r}; it must be a value or a list of values")
     return tuple(words)
 
@@ -161,7 +179,9 @@ def _flags(settings: Point) -> list[str]:
     defaults, words = flatten(RunConfig()), []
     for key in sorted(settings, key=lambda key: key != "task"):
         flag, value = key.replace("_", "-"), settings[key]
-        if isinstance(defaults[key], bool) and value in (("true",), ("false",)):
+        if isinstance(defaults[key], bool):
+            if value not in (("true",), ("false",)):
+                raise ConfigError(f"{key} is {' '.join(value)!r}; it must be true or false")
             component, _, field = flag.rpartition(".")
             no = "" if value == ("true",) else "no-"
             words.append(f"--{component}{'.' if component else ''}{no}{field}")
@@ -214,6 +234,12 @@ def _refuse_impossible(jobs: Sequence[Job]) -> None:
                 program.named(config)
                 looked_at.add(names)
             if run.exists(job.folder):
-                refuse_other(config, run.read_config(job.folder), job.folder)
-        except ConfigError as error:
+                before = run.read_config(job.folder)
+                refuse_other(config, before, job.folder)
+                if run.group(before) != run.group(config):
+                    raise ConfigError(
+                        f"{job.folder} was adapted or evaluated with other settings; valid: a sweep"
+                        " of another name"
+                    )
+        except (ConfigError, OSError) as error:
             raise ConfigError(f"{job.name}: {error}") from None

@@ -188,7 +188,9 @@ class Tracker:
     def _start(self, folder: Path, config: RunConfig, record: dict[str, Any], mode: str) -> None:
         import wandb
 
-        run_id = folder.resolve().name  # also of `--resume .`
+        path = folder.resolve()  # also of `--resume .`
+        # A name that was given may be another task's as well.
+        run_id = f"{path.parent.name}-{path.name}" if config.run_id else path.name
         ids = {seed: f"{run_id}-s{seed}" for seed in self._seeds}
         if "WANDB_SWEEP_ID" in os.environ:  # an agent has made a run for this process
             ids[config.seed] = os.environ.get("WANDB_RUN_ID", ids[config.seed])

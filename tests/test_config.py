@@ -189,6 +189,8 @@ def test_a_run_from_before_a_setting_was_renamed_is_read():
     assert (adapt.updates, adapt.new_share, adapt.exploration_noise) == (40, 0.0, 0.0)
     values["td3"]["tau"] = 0.01
     assert from_json(json.dumps(values)).adapt.tau == 0.01
+    with pytest.raises(ConfigError, match="adapt is 3"):
+        from_json(json.dumps(values | {"adapt": 3}))
     values["adapt"]["step3_updates"] = 1
     with pytest.raises(ConfigError, match=r"there is no setting adapt.step3_updates"):
         from_json(json.dumps(values))

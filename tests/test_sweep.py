@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, guard, here, sweep
+from experiments import cli, guard, here, program, run, sweep
 from experiments.config import RunFailed
 from experiments.stop import Stop
 from jmql.settings import ConfigError
@@ -56,6 +56,18 @@ seeds: [0, 5]
     assert len(lines) == len(set(lines)) == 8  # seeds are a group
 
 
+def test_a_run_that_is_there_with_other_settings_is_refused(tmp_path, monkeypatch):
+    """Else its rows would be taken for those of what the sweep says now."""
+    monkeypatch.chdir(tmp_path)
+    (job,) = read(tmp_path, "base: {task: point_goal, adapt.shots: 5}")
+    run.create(program.build(job.config))
+    assert read(tmp_path, "base: {task: point_goal, adapt.shots: 5}") == [job]
+    with pytest.raises(ConfigError, match="adapted or evaluated with other settings"):
+        read(tmp_path, "base: {task: point_goal}")
+    with pytest.raises(ConfigError, match=r"td3.tau is 0.005 in .* cannot become 0.1"):
+        read(tmp_path, "base: {task: point_goal, adapt.shots: 5, td3.tau: 0.1}")
+
+
 def test_settings_of_one_name_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (
@@ -75,15 +87,29 @@ def test_settings_of_one_name_are_told_apart(tmp_path, monkeypatch):
         "task": ("base: {task: point_gaol}", "did you mean point_goal?"),
         "split": ("base: {task: point_goal, split: odd}", "did you mean ood?"),
         "ours": ("base: {task: point_goal, run_id: x}", "sets run_id, which a sweep makes"),
-        "twice": ("base: {task: point_goal}\nseeds: [0, 0]", "has lr-s0 twice"),
+        "twice": ("base: {task: point_goal}\nseeds: [0, 0]", "has lr-s0 twice, the first as"),
         "both": ("base: {task: point_goal}\ngrid: {task: [point_goal]}", "task is in the grid"),
         "list": ("base: {task: point_goal}\ngrid: {td3.tau: 0.1}", "grid.td3.tau .* be a list"),
         "empty": ("base: {task: point_goal}\nseeds: []", "seeds in .* must be a list"),
         "long": (
             f"name: {'x' * 250}\nbase: {{task: point_goal}}",
-            "of 253 letters; it must have at",
+            "of 253 bytes; it must have at",
         ),
         "nested": ("base: {td3.tau: {a: 1}}", "base.td3.tau in .* must be a value or a list"),
+        "spelling": (
+            "base: {task: point_goal}\ngrid: {td3.tau: [0.01, 1e-2]}",
+            "the first as lr-tau0",
+        ),
+        "same key": (
+            "base: {task: point_goal, td3.tau: 1, td3.tau: 0.1}",
+            "td3.tau is there twice",
+        ),
+        "bool": (
+            "base: {task: point_goal, observe_task: yes}",
+            "is 'yes'; it must be true or false",
+        ),
+        "none": ("base: {task: point_goal}\ngrid: {td3.tau: [[]]}", "must be a value or a list"),
+        "deep": ("[" * 3000, "is no YAML"),
         "yaml": ("grid: {", "is no YAML"),
         "nothing": ("", "is no sweep"),
         "no mapping": ("base: 3", "base in .* must be a mapping"),

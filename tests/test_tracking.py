@@ -143,7 +143,7 @@ def test_disabled_writes_nothing_but_the_record(tmp_path):
 
 def test_the_command_of_a_wandb_sweep_runs_as_its_agent_runs_it(tmp_path):
     """And its numbers go to the run that W&B has made for it."""
-    path = Path(__file__).parents[1] / "experiments/sweeps/wandb/bayes.yaml"
+    path = Path(__file__).parents[1] / "experiments/sweeps/bayes/point_goal.yaml"
     asked = yaml.safe_load(path.read_text())
     chosen = {
         k: {"value": v.get("min", v.get("values", [0])[0])} for k, v in asked["parameters"].items()
