@@ -173,12 +173,12 @@ def _sweep(words: list[str]) -> int:
         words = ["--file", *words]
     args = _parse(SweepArgs, "sweep", words)
     args.validate()
-    import jax
-
-    from experiments import sweep
-
-    jax.config.update("jax_platforms", "cpu")  # accelerators are for the jobs
     with Stop() as stop:
+        import jax
+
+        from experiments import sweep
+
+        jax.config.update("jax_platforms", "cpu")  # accelerators are for the jobs
         jobs = sweep.read(args.file, _train_config)
         if args.where == "print":
             for line in sweep.listing(jobs):

@@ -73,7 +73,7 @@ def read(path: Path, parse: Callable[[list[str]], RunConfig]) -> list[Job]:
     ]
     for key in (set(base) | {key for point in points for key in point}) & set(grid):
         raise ConfigError(f"{key} is in the grid of {path} and beside it; valid: once")
-    seeds = [str(seed) for seed in _list(path, "seeds", sweep.get("seeds", ["0"]))]
+    seeds = _words(path, "seeds", _list(path, "seeds", sweep.get("seeds", ["0"])))
     label = _labels({key for point in points for key in point} | set(grid))
     jobs = []
     for point, values, seed in itertools.product(points, itertools.product(*grid.values()), seeds):
@@ -147,7 +147,7 @@ def _refuse_unknown(path: Path, what: str, name: str, valid: Iterable[str]) -> N
 
 def _list(path: Path, where: str, value: Any) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise ConfigError(f"{where} in {path} is {value!r}; it must be a list")
+        raise ConfigError(f"{where} in {path} is {value!r}; it must be a list of at least one")
     return value
 
 
@@ -169,7 +169,8 @@ def _point(path: Path, where: str, value: Any) -> Point:
 
 def _words(path: Path, where: str, value: Any) -> Words:
     words = value if isinstance(value, list) else [value]
-    if not words or not all(isinstance(word, str) and word for word in words):
+    good = (isinstance(word, str) and word and not word.startswith("--") for word in words)
+    if not words or not all(good):
         raise ConfigError(f"{where} in {path} is {value!r}; it must be a value or a list of values")
     return tuple(words)
 

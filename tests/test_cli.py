@@ -14,6 +14,8 @@ import envs
 import jmql
 from experiments import cli, memory, presets, run, terminal, tracking
 from experiments.config import from_json
+from experiments.figures import __main__ as figures
+from experiments.figures import goals as goals_figure
 from tests import tiny
 
 SMALL = (
@@ -111,16 +113,17 @@ def test_the_run_directory_is_the_contract(finished):
     assert "collect/return" in rows[0]  # warm-up episodes end after 50 steps, others after 200
 
 
-def test_how_points_adapt_is_drawn(finished):
+def test_how_points_adapt_is_drawn(finished, monkeypatch):
     cwd, _ = finished
     (run,) = cwd.glob("runs/point_goal/*")
-    drawn = subprocess.run(
-        [sys.executable, "-m", "experiments.figures", "goals", run, cwd / "goals.png"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert drawn.returncode == 0, drawn.stderr
+    trained, goals, places = goals_figure.walk(run)
+    assert trained.shape == (4, 2)
+    assert places.shape == (len(goals), 6, 201, 2)
+    assert np.abs(places[:, :, 0]).max() <= 0.1  # the start
+    assert np.abs(np.diff(places, axis=2)).max() <= 0.1 + 1e-6  # 0.1 a step
+    assert len({episode.tobytes() for episode in places.reshape(-1, 201, 2)}) == 6 * len(goals)
+    monkeypatch.setattr(goals_figure, "walk", lambda _: goals_figure.Walked(trained, goals, places))
+    figures.main(["goals", str(run), str(cwd / "goals.png")])
     assert (cwd / "goals.png").read_bytes().startswith(b"\x89PNG")
 
 

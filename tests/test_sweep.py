@@ -95,6 +95,11 @@ def test_settings_of_one_name_are_told_apart(tmp_path, monkeypatch):
             f"name: {'x' * 250}\nbase: {{task: point_goal}}",
             "of 253 bytes; it must have at",
         ),
+        "flag": ("base: {task: point_goal, backend: --resume=x}", "must be a value or a list"),
+        "seeds": (
+            "base: {task: point_goal}\nseeds: [[0]]",
+            "seeds in .* must be a value or a list",
+        ),
         "nested": ("base: {td3.tau: {a: 1}}", "base.td3.tau in .* must be a value or a list"),
         "spelling": (
             "base: {task: point_goal}\ngrid: {td3.tau: [0.01, 1e-2]}",
@@ -222,6 +227,7 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_one_that_is_not(tmp_path):
     assert rows(broken) == rows(whole)
 
     # What is done is left alone, and what fails is named.
+    printed = (folders[0] / "output.txt").read_text()
     for path in broken.glob("runs/point_goal/s-s1/checkpoints/*"):
         path.rename(broken / path.name)
     process = start(broken)
@@ -230,3 +236,4 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_one_that_is_not(tmp_path):
     assert "s-s1 failed: jmql: " in said
     assert "has results but no checkpoint" in said
     assert "1 done, 1 failed" in said
+    assert (folders[0] / "output.txt").read_text() == printed

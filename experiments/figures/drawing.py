@@ -71,3 +71,14 @@ def draw_body(axis: Any, eye: np.ndarray, shapes: Shapes, place: np.ndarray) -> 
     away = np.concatenate([ends[..., 2].mean(axis=1), corners[..., 2].mean(axis=1)])
     body = [parts[i] + place for i in np.argsort(-away, kind="stable")]
     axis.add_collection(PolyCollection(body, facecolors=BODY, edgecolors=EDGE, linewidths=0.6))
+
+
+def seen_from_above(axis: Any, title: str, unit: str = "") -> None:
+    """Sets an axis up as a plane, with names where it stands at the edge of its row."""
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel(f"x{unit}", fontsize=8)
+    axis.set_ylabel(f"y{unit}", fontsize=8)
+    axis.label_outer()
+    axis.tick_params(labelsize=8)
+    axis.set_aspect("equal")
+    axis.spines[["top", "right"]].set_visible(False)

@@ -10,6 +10,7 @@ import numpy as np
 
 import envs
 from experiments import run
+from experiments.figures import drawing
 from experiments.program import Program
 from jmql import rollout
 from jmql.keys import derive
@@ -87,12 +88,7 @@ def draw(folder: Path, picture: Path) -> None:
             lines = axis.plot(*episodes.transpose(2, 1, 0), color=color, linewidth=1.0)
             lines[0].set_label(program.env.title(task))
         axis.plot(0, 0, "o", color="black", markersize=3)
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("x (m)", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.set_aspect("equal")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("y (m)", fontsize=8)
+        drawing.seen_from_above(axis, name, " (m)")
     if "angle" in program.held_out:
         axes[0].legend(fontsize=8, frameon=False, loc="upper left")
     figure.savefig(picture, dpi=120, bbox_inches="tight")
