@@ -278,7 +278,7 @@ def cycle(program: Program, repeats: int) -> dict[str, Any]:
     state, seconds = program.init(program.keys), []
     for _ in range(1 + repeats):
         begun = time.monotonic()
-        state, *_ = jax.block_until_ready(compiled(state, rounds, ~yes, yes))
+        state, *_ = jax.block_until_ready(compiled(state, rounds, ~yes, yes, program.numbers))
         seconds.append(time.monotonic() - begun)
     steps = program.config.train.rounds_per_cycle * program.config.steps_per_round
     return speeds(program, steps, seconds[1:]) | compiling

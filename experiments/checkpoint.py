@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -105,9 +106,18 @@ class Checkpoints:
             self.wait()
         return self._manager.latest_step()
 
+    def steps(self, up_to: float = math.inf) -> list[int]:
+        """Returns the steps of the checkpoints that are complete, but for those past `up_to`."""
+        return [step for step in self._manager.all_steps() if step <= up_to]
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save has not ended yet."""
+        return bool(self._manager.is_saving_in_progress())
+
     def check(self) -> None:
         """Raises what went wrong with a save that has ended; does not wait for one that has not."""
-        if not self._manager.is_saving_in_progress():
+        if not self.saving:
             self.wait()
 
     def drop(self, steps: Iterable[int]) -> None:
@@ -123,11 +133,12 @@ class Checkpoints:
         """
         self._manager.wait_until_finished()
 
-    def restore(self, like: Any) -> Restored:
+    def restore(self, like: Any, up_to: float = math.inf) -> Restored:
         """Reads the newest checkpoint that is whole.
 
         Args:
             like: the pytree that was saved, or its shapes (`jax.eval_shape`).
+            up_to: the step of the newest that counts.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -135,7 +146,7 @@ class Checkpoints:
             Unreadable: none can be read.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(self.steps(up_to), reverse=True):
             try:
                 state = self._read(step, like)
             except Mismatch:

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +57,9 @@ class SweepArgs(Settings):
     file: Path  # of name, base, grid, points and seeds; see docs/sweeps.md
     where: Literal["print", "local"] = "print"
     """print: as a script for a shell; local: on this machine"""
-    jobs: int = count(1)  # at a time, here; each has as many cores
+    jobs: int = count(1)  # processes at a time, here; each has as many cores
+    population: Literal["off"] | int = count(8)
+    """at most so many runs that differ in seeds and numbers share a process, side by side"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +109,34 @@ def _run(words: list[str]) -> int:
 
 def _train(words: list[str]) -> int:
     with Stop() as stop:
-        config = _train_config(words)
+        runs = _members(words)
         from experiments import devices, train
 
-        config.validate()
-        devices.prepare(devices.count(config, devices.cores()))
-        return train.train(config, stop)
+        for config in runs:
+            config.validate()
+        whole = dataclasses.replace(runs[0], seeds=sum(config.seeds for config in runs))
+        devices.prepare(devices.count(whole, devices.cores()))
+        return train.train(runs, stop)
+
+
+def _members(words: list[str]) -> list[RunConfig]:
+    """Returns the runs of a command line: one, or one for each `--member WORDS`, whose words stand
+    after the others.
+    """
+    shared, own = [], []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name == "--member":
+            own.append(value if equals else next(rest, ""))
+        else:
+            shared.append(word)
+    try:
+        return [_train_config([*shared, *shlex.split(member)]) for member in own or [""]]
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"--member is {own}: {error}; valid: words of a command line") from None
 
 
 def _train_config(words: list[str]) -> RunConfig:
@@ -179,14 +204,15 @@ def _sweep(words: list[str]) -> int:
         from experiments import sweep
 
         jax.config.update("jax_platforms", "cpu")  # accelerators are for the jobs
-        jobs = sweep.read(args.file, _train_config)
+        most = 1 if args.population == "off" else args.population
+        batches = sweep.batches(sweep.read(args.file, _train_config), most)
         if args.where == "print":
-            for line in sweep.listing(jobs):
+            for line in sweep.listing(batches):
                 print(line)
             return 0
         from experiments import here
 
-        return here.sweep(jobs, args.jobs, stop)
+        return here.sweep(batches, args.jobs, stop)
 
 
 def _bench(words: list[str]) -> int:

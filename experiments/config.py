@@ -49,7 +49,11 @@ class CheckpointConfig(Settings):
 
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """Meta-trains on a family of tasks and adapts to held-out ones."""
+    """Meta-trains on a family of tasks and adapts to held-out ones.
+
+    `--member '--seed 1 --td3.tau 0.01 --run-id NAME'`, once for each of several runs that differ in
+    seeds and numbers, trains them side by side in one process.
+    """
 
     kind: ClassVar = Kind.LEARNED
 
@@ -65,6 +69,8 @@ class RunConfig(Config):
     """accelerators, or cores, that share the work; 0: all that help"""
     runs: str = field(default="runs", metadata={"kind": Kind.HOST})
     """folder that holds run directories"""
+    mirror: str = field(default="", metadata={"kind": Kind.HOST})
+    """gs://BUCKET/FOLDER that gets a copy of every save, from which another machine goes on"""
     run_id: str = field(default="", metadata={"kind": Kind.HOST})
     """name of the run directory, which is gone on with if it is there; empty: a new one"""
     resume: str = field(default="", metadata={"kind": Kind.HOST})
@@ -79,6 +85,11 @@ class RunConfig(Config):
             raise ConfigError(
                 f"seed is {self.seed} and seeds is {self.seeds}; the last seed must be at most"
                 f" {LARGEST_SEED:,}"
+            )
+        if self.mirror and not self.run_id:
+            raise ConfigError(
+                f"mirror is {self.mirror} and run_id is empty; it must be a name, by which another"
+                " machine finds the run"
             )
         if self.run_id and not re.fullmatch(r"\w[\w.+-]*", self.run_id):
             raise ConfigError(

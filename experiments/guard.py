@@ -59,9 +59,11 @@ def is_locked(folder: Path) -> bool:
 class _LogFile(logging.FileHandler):
     """A log that a disk may refuse; what should be in it is then in the way of nothing."""
 
-    def __init__(self, path: Path):
-        super().__init__(path, delay=True, encoding="utf-8")
-        self._path = path
+    def __init__(self, folder: Path):
+        self._path = folder / "log.txt"
+        super().__init__(self._path, delay=True, encoding="utf-8")
+        # What concerns another run of the process is for its own log.
+        self.addFilter(lambda record: getattr(record, "folder", folder) == folder)
         self.where = ""  # the traceback is, or why it is nowhere
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -76,14 +78,15 @@ class _LogFile(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def logged(folder: Path) -> Iterator[None]:
-    """Sends warnings, and the traceback of an error, to log.txt of a folder.
+def logged(*folders: Path) -> Iterator[None]:
+    """Sends warnings, and the traceback of an error, to log.txt of the folders of a process.
 
     Raises:
         RunFailed: the error in one line.
     """
-    handler = _LogFile(folder / "log.txt")
-    logging.getLogger().addHandler(handler)
+    handlers = [_LogFile(folder) for folder in folders]
+    for handler in handlers:
+        logging.getLogger().addHandler(handler)
     try:
         yield
     except ConfigError:
@@ -93,8 +96,9 @@ def logged(folder: Path) -> Iterator[None]:
         summary = str(error)
         if not isinstance(error, RunFailed):
             summary = f"{type(error).__name__}: {summary.strip().partition(chr(10))[0]}"
-        raise RunFailed(f"{summary}; {handler.where}") from error
+        raise RunFailed(f"{summary}; {handlers[0].where}") from error
     finally:
-        logging.getLogger().removeHandler(handler)
-        with contextlib.suppress(OSError):  # the disk is full
-            handler.close()
+        for handler in handlers:
+            logging.getLogger().removeHandler(handler)
+            with contextlib.suppress(OSError):  # the disk is full
+                handler.close()

@@ -1,8 +1,8 @@
 """The host loop: run a cycle, fetch its metrics once, write them down, save now and then."""
 
-import logging
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,30 +15,39 @@ from experiments.program import Program
 from experiments.stop import Stop
 from experiments.tracking import Tracker, to_rows
 from jmql.train import TrainState
-
-log = logging.getLogger("jmql")
+from jmql.types import Array
 
 Save = Callable[[TrainState, int, bool], None]
 Cycle = Callable[..., Any]  # `Program.cycle`, compiled
 Results = dict[str, np.ndarray]  # of one cycle, [S] or, of single tasks, [S, K]
 
 
+@dataclasses.dataclass
+class Member:
+    """A run that is trained, alone or side by side with others."""
+
+    config: RunConfig
+    tracker: Tracker  # takes the rows of every cycle
+    failed: FloatingPointError | None = None  # why it is trained no more
+
+
 def loop(
     program: Program,
     cycle: Cycle,
     state: TrainState,
-    tracker: Tracker,
+    members: Sequence[Member],
     save: Save,
     stop: Stop,
     compile_seconds: float,
 ) -> int:
-    """Runs cycles until the configured number of steps or a signal.
+    """Runs cycles until the configured number of steps or a signal, or until all runs failed.
 
     Args:
         program: what is trained.
-        cycle: compiled; takes the state, rounds [], warm-up [] and whether to evaluate [].
+        cycle: compiled; takes what `Program.cycle` takes.
         state: leaves [S, ...]; donated.
-        tracker: takes the rows of every cycle.
+        members: its runs. One of which a metric is not a finite number has failed, and the others
+            go on.
         save: called after every cycle, once its rows are written, with the state, its steps, and
             whether it must be saved now.
         stop: looked at after every cycle.
@@ -48,10 +57,9 @@ def loop(
         Rounds of the last state, which has been saved.
 
     Raises:
-        FloatingPointError: a metric is not a finite number; the message names it.
         RunFailed: the state could not be saved.
     """
-    config = program.config
+    config, own = program.config, members[0].config.seeds
     per_round, updates = config.steps_per_round, config.train.updates_per_round
     total, done = config.total_rounds, int(state.rounds[0])
     filling = to_fill(config, state)
@@ -64,40 +72,66 @@ def loop(
             # Warm-up in several cycles is evaluated once: they all are of the untrained agent.
             measured = filling <= 0
             before = time.monotonic()
-            state, metrics, of_tasks = stop.wait(fetched, cycle, state, rounds, fill, measured)
+            state, metrics, of_tasks = stop.wait(
+                fetched, cycle, state, rounds, fill, measured, program.numbers
+            )
             seconds = time.monotonic() - before
             done += rounds
             metrics["env_steps"] = metrics.pop("rounds").astype(np.int64) * per_round
             speed = {
-                "time/env_steps_per_second": config.seeds * rounds * per_round / seconds,
-                "time/updates_per_second": config.seeds * (not fill) * rounds * updates / seconds,
+                "time/env_steps_per_second": own * rounds * per_round / seconds,
+                "time/updates_per_second": own * (not fill) * rounds * updates / seconds,
                 "time/compile_seconds": compile_seconds,
             }
             metrics |= {name: np.full(config.seeds, value) for name, value in speed.items()}
             metrics |= {f"tasks/{stage}": of_tasks[stage] for stage in program.stages}
             metrics["tasks/failed"] = of_tasks["failed"].astype(int)
-            refuse_nonfinite(metrics, config)
-            log_failures(program, metrics)
             missing = ["train/"] if fill else []  # nothing has been learned yet
             missing += [] if measured else ["eval/", "adapt/", "tasks/"]
-            metrics = {k: v for k, v in metrics.items() if not k.startswith(tuple(missing))}
+            for i, member in enumerate(members):
+                mine = {name: x[i * own : (i + 1) * own] for name, x in metrics.items()}
+                take(program, member, mine, missing)
             if fill:
                 begun, first = time.monotonic(), done
-            tracker.log(to_rows(metrics))
+            if all(member.failed for member in members):
+                break
             stopping = bool(stop.signal)  # read once: what comes later stops the next cycle
             save(state, done * per_round, (fill and measured) or done == total or stopping)
             if measured:
+                slots = np.repeat([not member.failed for member in members], own)
                 bar.update(
                     done * per_round,
-                    metrics[f"eval/{program.stages[0]}"].mean(),
-                    metrics[f"eval/{program.stages[-1]}"].mean(),
-                    speed["time/updates_per_second"],
+                    metrics[f"eval/{program.stages[0]}"][slots].mean(),
+                    metrics[f"eval/{program.stages[-1]}"][slots].mean(),
+                    len(members) * speed["time/updates_per_second"],
                     None if fill else (time.monotonic() - begun) * (total - done) / (done - first),
-                    terminal.troubles(*(metrics[name].sum() for name in terminal.TROUBLES)),
+                    terminal.troubles(*(metrics[name][slots].sum() for name in terminal.TROUBLES)),
                 )
             else:
                 bar.advance(done * per_round)
     return done
+
+
+def take(program: Program, member: Member, metrics: Results, missing: Sequence[str]) -> None:
+    """Writes down what a cycle was for one run, or that it has failed.
+
+    Args:
+        program: what is trained.
+        member: the run; nothing happens where it has failed before.
+        metrics: of its seeds.
+        missing: how the names of metrics that are none begin.
+    """
+    member.failed = member.failed or nonfinite(metrics, member.config)
+    if member.failed:
+        return
+    names = terminal.task_names(program.env, program.held_out)
+    for seed, failed in zip(all_seeds(member.config), metrics["tasks/failed"], strict=True):
+        if failed.any():
+            where = ", ".join(names[k] for k in np.flatnonzero(failed))
+            steps = int(metrics["env_steps"][0])
+            member.tracker.warn(f"seed {seed}, {steps} steps: adaptation failed on {where}")
+    told = {name: x for name, x in metrics.items() if not name.startswith(tuple(missing))}
+    member.tracker.log(to_rows(told))
 
 
 def to_fill(config: RunConfig, state: TrainState) -> int:
@@ -106,34 +140,31 @@ def to_fill(config: RunConfig, state: TrainState) -> int:
 
 
 def fetched(
-    cycle: Cycle, state: TrainState, rounds: int, fill: bool, measured: bool
+    cycle: Cycle,
+    state: TrainState,
+    rounds: int,
+    fill: bool,
+    measured: bool,
+    numbers: Mapping[str, Array],
 ) -> tuple[TrainState, Results, Results]:
     """Runs one cycle; returns its state, on device, and its results, fetched at once."""
-    state, *results = cycle(state, jnp.int32(rounds), jnp.asarray(fill), jnp.asarray(measured))
+    flags = jnp.asarray(fill), jnp.asarray(measured)
+    state, *results = cycle(state, jnp.int32(rounds), *flags, numbers)
     metrics, of_tasks = jax.device_get(results)
     return state, metrics, of_tasks
 
 
-def refuse_nonfinite(metrics: Results, config: RunConfig) -> None:
-    """Raises FloatingPointError that names the first `train/*` [S] that is not a finite number.
+def nonfinite(metrics: Results, config: RunConfig) -> FloatingPointError | None:
+    """Returns an error that names the first `train/*` [S] that is not a finite number, if any.
 
     What is measured may be missing: no episode ended, or no adaptation came to an end.
     """
     for name in sorted(name for name in metrics if name.startswith("train/")):
         bad = ~np.isfinite(metrics[name])
         if bad.any():
-            raise FloatingPointError(
+            return FloatingPointError(
                 f"{name} of seed {all_seeds(config)[int(bad.argmax())]} is not finite after the"
                 f" cycle that ended at {int(metrics['env_steps'][0]):,} steps, which is not logged"
                 f" (td3.learning_rate {config.td3.learning_rate:g})"
             )
-
-
-def log_failures(program: Program, metrics: Results) -> None:
-    """Says in log.txt on which tasks adaptation failed."""
-    names = terminal.task_names(program.env, program.held_out)
-    for seed, failed in zip(all_seeds(program.config), metrics["tasks/failed"], strict=True):
-        if failed.any():
-            where = ", ".join(names[k] for k in np.flatnonzero(failed))
-            steps = int(metrics["env_steps"][0])
-            log.warning("seed %d, %d steps: adaptation failed on %s", seed, steps, where)
+    return None

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -16,12 +16,12 @@ import envs
 from envs.base import Environment
 from experiments import devices, memory
 from experiments.config import RunConfig, all_seeds
-from jmql import cycle, mesh, mql, train
+from jmql import cycle, mesh, mql, settings, train
 from jmql.config import Ranges
 from jmql.keys import derive
 from jmql.learner import Learner
 from jmql.replay import ReplayState
-from jmql.settings import LARGEST_INT, ConfigError
+from jmql.settings import LARGEST_INT, ConfigError, replaced
 from jmql.train import TrainState
 from jmql.types import Array, Key, Metrics, Task
 
@@ -39,9 +39,10 @@ STATE = cast(Any, TrainState)(
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A configuration and what it names, ready to be compiled."""
+    """One run or several side by side (`experiments.population`), ready to be compiled."""
 
-    config: RunConfig
+    config: RunConfig  # of the first run, but that `seeds` are those of all
+    runs: tuple[RunConfig, ...]  # in the order of S, which the seeds of all of them make
     env: Environment
     learner: Learner
     train_tasks: Task  # leaves [config.tasks.train, ...]
@@ -57,17 +58,38 @@ class Program:
         return jax.jit(jax.vmap(one), out_shardings=shardings(self.mesh))
 
     def cycle(
-        self, state: TrainState, rounds: Array, warmup: Array, measured: Array
+        self,
+        state: TrainState,
+        rounds: Array,
+        warmup: Array,
+        measured: Array,
+        numbers: Mapping[str, Array] | None = None,
     ) -> tuple[TrainState, Metrics, Metrics]:
-        """Runs `cycle.cycle` for every seed, leaves of state and results [S, ...]."""
+        """Runs `cycle.cycle` for every seed, leaves of state and results [S, ...].
 
-        def seeds(state: TrainState, rounds: Array, warmup: Array, measured: Array) -> Any:
-            one = functools.partial(cycle.cycle, self.config, self.env, self.learner, self.held_out)
+        Args:
+            state, rounds, warmup, measured: as there.
+            numbers: `Program.numbers`, where it is to be a value of what is compiled.
+        """
+
+        def seeds(
+            state: TrainState, rounds: Array, warmup: Array, measured: Array, numbers: Any
+        ) -> Any:
             updates = state.agent.updates[0]  # of every seed
-            return each(lambda state: one(state, rounds, warmup, measured, updates), state)
 
-        run = self.spread(seeds, (STATE, EQUAL, EQUAL), (P(), P(), P()))
-        return cast(tuple[TrainState, Metrics, Metrics], run(state, rounds, warmup, measured))
+            def one(state: TrainState, numbers: Mapping[str, Array]) -> Any:
+                config = replaced(self.config, numbers)
+                learner = learner_of(config, self.env)
+                what = (config, self.env, learner, self.held_out)
+                return cycle.cycle(*what, state, rounds, warmup, measured, updates)
+
+            return each(one, state, numbers)
+
+        run = self.spread(seeds, (STATE, EQUAL, EQUAL), (P(), P(), P(), EQUAL))
+        numbers = self.numbers if numbers is None else numbers
+        return cast(
+            tuple[TrainState, Metrics, Metrics], run(state, rounds, warmup, measured, numbers)
+        )
 
     def spread(
         self, function: Callable[..., Any], results: Any, others: tuple[Any, ...]
@@ -100,7 +122,7 @@ class Program:
         # Said, for XLA would put arrays without elements, which MJX's states have, elsewhere.
         where = (shardings(self.mesh), None, None)
         cycle = jax.jit(self.cycle, donate_argnums=0, out_shardings=where)
-        return cycle.lower(self.shapes, jnp.int32(0), flag, flag).compile()
+        return cycle.lower(self.shapes, jnp.int32(0), flag, flag, self.numbers).compile()
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -110,7 +132,15 @@ class Program:
     @property
     def keys(self) -> Key:
         """The key of every seed, [S]."""
-        return jnp.stack([jax.random.key(seed) for seed in all_seeds(self.config)])
+        return jnp.stack([jax.random.key(seed) for run in self.runs for seed in all_seeds(run)])
+
+    @property
+    def numbers(self) -> dict[str, Array]:
+        """What the compiled program takes as values, by dotted names, [S]: so that runs with other
+        numbers find it in the compilation cache.
+        """
+        every = [settings.numbers(run) for run in self.runs for _ in all_seeds(run)]
+        return {name: jnp.array([numbers[name] for numbers in every]) for name in every[0]}
 
 
 def shardings(over: Mesh) -> Any:
@@ -196,7 +226,8 @@ def build(run: RunConfig, held_out_at_once: int | None = None) -> Program:
     least = memory.of_state(shapes) + memory.size(parts["held-out tasks"]) + work[most]
     largest = ", ".join(f"{name} {memory.human_bytes(size)}" for name, size in sizes.items())
     memory.refuse_too_much(f"this run ({largest})", memory.in_one(least, over))
-    return Program(run, env, learner, train_tasks(), held_out(), held_out_ranges, over, shapes)
+    tasks = train_tasks(), held_out()
+    return Program(run, (run,), env, learner, *tasks, held_out_ranges, over, shapes)
 
 
 def learner_of(run: RunConfig, env: Environment) -> Learner:

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import secrets
 import subprocess
 import zipfile
@@ -140,12 +141,25 @@ def load(folder: Path, config: RunConfig, held_out_at_once: int | None = None) -
     Raises:
         ConfigError: the folder is not a run directory.
     """
+    refuse_unnamed(folder, config)
+    return with_tasks(folder, build(config, held_out_at_once))
+
+
+def refuse_unnamed(folder: Path, config: RunConfig) -> None:
+    """Raises ConfigError if the configuration of a run directory names what there is not."""
     try:
         named(config)
     except ConfigError as error:  # of identity, which is config.json's
         raise ConfigError(f"{folder / _CONFIG}: {error}") from None
-    new = build(config, held_out_at_once)
-    tasks = {"train": new.train_tasks, "held_out": new.held_out}
+
+
+def with_tasks(folder: Path, program: Program) -> Program:
+    """Returns a program with the tasks that a run directory saved.
+
+    Raises:
+        ConfigError: they are not what such a run has written.
+    """
+    tasks = {"train": program.train_tasks, "held_out": program.held_out}
     path = folder / _TASKS
     try:
         with np.load(path) as file:
@@ -164,7 +178,7 @@ def load(folder: Path, config: RunConfig, held_out_at_once: int | None = None) -
     tasks = jax.tree.unflatten(
         jax.tree.structure(tasks), [jnp.asarray(leaf) for leaf in leaves.values()]
     )
-    return dataclasses.replace(new, train_tasks=tasks["train"], held_out=tasks["held_out"])
+    return dataclasses.replace(program, train_tasks=tasks["train"], held_out=tasks["held_out"])
 
 
 def _damaged(path: Path, what: object) -> ConfigError:
@@ -189,11 +203,19 @@ def saved(config: RunConfig, state: TrainState) -> TrainState:
     return state if config.checkpoint.replay else state.replace(memory=None, actors=None)
 
 
-def restore(folder: Path, program: Program, files: Checkpoints) -> tuple[TrainState, list[int]]:
+def restore(
+    folder: Path, program: Program, files: Checkpoints, up_to: float = math.inf
+) -> tuple[TrainState, int]:
     """Reads the newest TrainState [S, ...] that is whole. Without its replay, that is empty.
 
+    Args:
+        folder: the run directory.
+        program: of the run.
+        files: its checkpoints.
+        up_to: the step of the newest that counts.
+
     Returns:
-        The state, and the steps of newer checkpoints, which are damaged.
+        The state, and its step.
 
     Raises:
         FileNotFoundError: there is no checkpoint yet.
@@ -204,19 +226,18 @@ def restore(folder: Path, program: Program, files: Checkpoints) -> tuple[TrainSt
     complaints = io.StringIO()  # of tensorstore's threads about a torn file
     try:
         with contextlib.redirect_stderr(complaints):
-            found = files.restore(like)
+            found = files.restore(like, up_to)
     except Mismatch as error:
         raise ConfigError(f"the checkpoint in {folder} is of another run: {error}") from None
     except Unreadable as error:
         raise RunFailed(f"no checkpoint in {folder} can be read: {error}") from None
     for step, why in found.damaged.items():
         console.print(f"checkpoint {step} is damaged ({why}); using the one before")
-    damaged = list(found.damaged)
     if program.config.checkpoint.replay:
-        return found.state, damaged
+        return found.state, found.step
     kept = {name: getattr(found.state, name) for name in ("agent", "key", "rounds")}
     keys = jax.vmap(lambda key: derive(key, "rows anew"))(found.state.key)
-    return program.init(keys).replace(**kept), damaged
+    return program.init(keys).replace(**kept), found.step
 
 
 def trained(folder: Path, program: Program) -> TrainState:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from experiments import program, run
+from experiments import population, program, run
 from experiments.config import RunConfig, refuse_other
 from jmql.settings import ConfigError, flatten
 
@@ -39,10 +39,8 @@ class Job:
         """The run directory."""
         return run.folder_of(self.config, self.name)
 
-    @property
-    def command(self) -> str:
-        """What a shell runs it by."""
-        return f"jmql train {shlex.join(self.words)}"
+
+Batch = tuple[Job, ...]  # what one process trains: a job, or several side by side
 
 
 def read(path: Path, parse: Callable[[list[str]], RunConfig]) -> list[Job]:
@@ -101,14 +99,58 @@ def read(path: Path, parse: Callable[[list[str]], RunConfig]) -> list[Job]:
     return jobs
 
 
-def listing(jobs: Sequence[Job]) -> Iterable[str]:
-    """Yields the commands of jobs, as a script for a shell, those of a W&B group together."""
-    groups: dict[str, list[Job]] = {}
+def batches(jobs: Sequence[Job], most: int) -> list[Batch]:
+    """Returns jobs in batches: those that differ only in seeds and numbers can share a process.
+
+    Args:
+        jobs: of a sweep.
+        most: how many of them a process trains.
+    """
+    alike: dict[RunConfig, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(run.group(job.config), []).append(job)
-    for group, members in groups.items():
-        yield f"# W&B group {group}"
-        yield from (job.command for job in members)
+        alike.setdefault(population.common(job.config), []).append(job)
+    return [tuple(part) for group in alike.values() for part in _parts(group, most)]
+
+
+def _parts(jobs: Sequence[Job], most: int) -> Iterable[Sequence[Job]]:
+    """Yields jobs in as few parts as can be, about equal."""
+    count = -(-len(jobs) // most)
+    size = -(-len(jobs) // count)
+    return (jobs[i : i + size] for i in range(0, len(jobs), size))
+
+
+def words(batch: Batch) -> list[str]:
+    """Returns the command line of a batch, after `jmql train`."""
+    if len(batch) == 1:
+        return list(batch[0].words)
+    flags = [_by_flag(job.words) for job in batch]
+    shared = [flag for flag in flags[0] if all(flag in other for other in flags)]
+    own = [[word for flag in one if flag not in shared for word in flag] for one in flags]
+    members = [word for words in own for word in ("--member", shlex.join(words))]
+    return [*(word for flag in shared for word in flag), *members]
+
+
+def _by_flag(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the words of a command line, each flag with its values."""
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    return [tuple(words[i:j]) for i, j in itertools.pairwise([*starts, len(words)])]
+
+
+def listing(all_batches: Sequence[Batch]) -> Iterable[str]:
+    """Yields the commands of batches, as a script for a shell."""
+    for batch in all_batches:
+        groups = {run.group(job.config): None for job in batch}
+        if len(batch) > 1:
+            varied = ", ".join(population.differing([job.config for job in batch]))
+            yield f"# {len(batch)} runs side by side in one process, which differ in {varied}"
+        yield f"# W&B group{'s' if len(groups) > 1 else ''} {', '.join(groups)}"
+        yield command(batch)
+
+
+def command(batch: Batch) -> str:
+    """Returns what a shell runs a batch by, a line for each of its runs."""
+    text = shlex.join(["jmql", "train", *words(batch)])
+    return text.replace(" --member ", " \\\n  --member ")
 
 
 class _Text(yaml.BaseLoader):

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from envs.base import Environment
 from experiments import memory
+from experiments.population import differing
 from experiments.program import Program
 from jmql.types import Task
 
@@ -191,9 +192,14 @@ def columns(stages: Iterable[str]) -> list[str]:
     return [_STAGES.get(stage, stage.removeprefix("return_")) for stage in stages]
 
 
-def header(program: Program, folder: Path, steps: int) -> None:
+def header(program: Program, folders: Sequence[Path], steps: int) -> None:
     """Prints what is about to run, with the memory of replay and the update-to-data ratio."""
     config = program.config
+    what = f"seeds {config.seed}..{config.seed + config.seeds - 1}"
+    if len(folders) > 1:
+        what = f"{len(program.runs)} runs, which differ in {', '.join(differing(program.runs))}"
+    named = ", ".join(folder.name for folder in folders)
+    where = folders[0] if len(folders) == 1 else f"{folders[0].parent}: {named}"
     device = jax.devices()[0]
     transitions = config.seeds * config.collect.rows * config.slots_per_row
     replay = memory.size(program.shapes.memory.data)
@@ -202,13 +208,12 @@ def header(program: Program, folder: Path, steps: int) -> None:
         f" · {config.profile} · backend {config.backend}"
         f" · {device.platform} {device.device_kind} x{program.mesh.size}"
         f" · JAX {jax.__version__}\n"
-        f"seeds {config.seed}..{config.seed + config.seeds - 1}"
-        f" · {config.tasks.train} training and {config.tasks.held_out} held-out tasks"
+        f"{what} · {config.tasks.train} training and {config.tasks.held_out} held-out tasks"
         f" · {config.collect.rows} rows x {config.collect.unroll} steps a round\n"
         f"replay {memory.human_bytes(replay)} for {transitions:,} transitions"
         f" ({replay / transitions:.0f} bytes each)"
         f" · {config.update_to_data:g} updates per environment step\n"
-        f"{f'going on at {steps:,} steps, ' if steps else ''}writing to {folder}",
+        f"{f'going on at {steps:,} steps, ' if steps else ''}writing to {where}",
         soft_wrap=True,
     )
 
@@ -226,41 +231,51 @@ def has_all(program: Program, row: Mapping[str, Any]) -> bool:
     )
 
 
-def report(program: Program, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the returns of a run: untrained, before adaptation, after each of its stages.
+def report(program: Program, runs: Mapping[Path, Sequence[Mapping[str, Any]]]) -> None:
+    """Prints the returns of runs: untrained, before adaptation, after each of its stages.
 
     Args:
         program: what was trained.
-        rows: the whole of metrics.jsonl.
+        runs: the whole of metrics.jsonl of each, by its directory.
     """
     config = program.config
-    measured = [row for row in rows if "eval/return_pre" in row]  # not all of warm-up is
-    first, last = measured[: config.seeds], measured[-config.seeds :]
+    seeds = program.runs[0].seeds
+    ends = []  # the rows of each run that are of the untrained agents, and of the trained ones
+    for rows in runs.values():
+        measured = [row for row in rows if "eval/return_pre" in row]  # not all of warm-up is
+        ends.append((measured[:seeds], measured[-seeds:]))
+    every = [row for _, last in ends for row in last]
     # A run that is done and goes on with another number of shots has the old ones.
-    stages = [name for name in shown(program) if all(f"eval/{name}" in row for row in last)]
+    stages = [name for name in shown(program) if all(f"eval/{name}" in row for row in every)]
 
-    def cells(name: str, pick: Any = lambda x: x) -> list[str]:
-        """One stage after the other, of a metric that `pick` makes a number."""
+    def cells(run: int, name: str, pick: Any = lambda x: x) -> list[str]:
+        """One stage after the other, of a metric of a run that `pick` makes a number."""
+        first, last = ends[run]
         untrained = [pick(row[f"{name}/return_pre"]) for row in first]
         later = [[pick(row[f"{name}/{stage}"]) for row in last] for stage in stages]
         return [mean_and_spread(values) for values in (untrained, *later)]
 
-    lines = [("mean", cells("eval"))]
     names = task_names(program.env, program.held_out)
-    for k, name in enumerate(names if len(names) <= 4 else []):
-        lines.append((name, cells("tasks", lambda x, k=k: x[k])))
-    worst = mean_and_spread([row[f"eval/{program.stages[-1]}_p20"] for row in last])
-    lines.append(("worst fifth", [""] * len(stages) + [worst]))
+    if len(runs) > 1:
+        lines = [(folder.name, cells(i, "eval")) for i, folder in enumerate(runs)]
+    else:
+        lines = [("mean", cells(0, "eval"))]
+        for k, name in enumerate(names if len(names) <= 4 else []):
+            lines.append((name, cells(0, "tasks", lambda x, k=k: x[k])))
+        worst = mean_and_spread([row[f"eval/{program.stages[-1]}_p20"] for row in every])
+        lines.append(("worst fifth", [""] * len(stages) + [worst]))
     table(
-        f"return on {config.tasks.held_out} held-out tasks after {last[0]['env_steps']:,} steps"
-        + (f", mean ± std over {config.seeds} seeds" if config.seeds > 1 else ""),
+        f"return on {config.tasks.held_out} held-out tasks after {every[0]['env_steps']:,} steps"
+        + (f", mean ± std over {seeds} seeds" if seeds > 1 else ""),
         ["untrained", *columns(stages)],
         lines,
     )
-    warn_if_reuse_is_off([row.get("adapt/beta_zero_share") for row in last])
+    warn_if_reuse_is_off([row.get("adapt/beta_zero_share") for row in every])
+    rows = [row for rows in runs.values() for row in rows]
+    measured = [row for row in rows if "eval/return_pre" in row]
     training, evaluation, failed = (
         sum(row[name] for row in among)
-        for name, among in zip(TROUBLES, (rows, last, measured), strict=True)
+        for name, among in zip(TROUBLES, (rows, every, measured), strict=True)
     )
     of_tasks = [row["tasks/failed"] for row in measured]
     warn_of_troubles(training, evaluation, failed, of_tasks, names, program.env)

@@ -20,6 +20,7 @@ from jmql.settings import ConfigError
 log = logging.getLogger("jmql")
 
 METRICS = "metrics.jsonl"
+_LAST = 65_536  # bytes from the end of a file that are looked at first
 _COUNTS = {"seed", "env_steps", "updates"}  # whole numbers, in every row
 
 # Seconds that a server may take to answer at all, to begin a run, and to take what is left at the
@@ -42,6 +43,29 @@ def drop_rows(folder: Path, steps: int) -> None:
     path = folder / METRICS
     if path.exists():
         os.truncate(path, sum(length for _, length in _rows(path, steps)))
+
+
+def last_row(folder: Path) -> dict[str, Any] | None:
+    """Returns the last whole row of metrics.jsonl, if there is one."""
+    path, size, end = folder / METRICS, _LAST, b""
+    while len(end := tail(path, size)) == size and end.count(b"\n") < 2:
+        size *= 2  # a row of many tasks is long
+    lines = end.split(b"\n")[:-1]
+    try:
+        row = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "env_steps" in row else None
+
+
+def tail(path: Path, size: int = _LAST) -> bytes:
+    """Returns the last bytes of a file; none where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read()
+    except OSError:
+        return b""
 
 
 def damaged(path: Path, number: int) -> ConfigError:
@@ -129,6 +153,7 @@ class Tracker:
 
     def __init__(self, folder: Path, config: RunConfig, record: dict[str, Any], steps: int):
         drop_rows(folder, steps)
+        self._folder = folder
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self.exit_code = 0  # for W&B, which shows another code as a failed run
         self._seeds = all_seeds(config)
@@ -169,6 +194,10 @@ class Tracker:
                 run.log({k: v for k, v in row.items() if not isinstance(v, list)})
         except Exception as error:
             self._fail(error)
+
+    def warn(self, text: str) -> None:
+        """Writes a line to log.txt of this run."""
+        log.warning(text, extra={"folder": self._folder})
 
     def tasks(self, columns: list[str], rows: list[list[list[Any]]]) -> None:
         """Sends a table of per-task results for each seed to W&B."""
@@ -223,7 +252,7 @@ class Tracker:
         if mode == "online":
             url = wandb.setup().settings.base_url
             if not _answers(url):
-                log.warning("W&B at %s does not answer, recording offline", url)
+                self.warn(f"W&B at {url} does not answer, recording offline")
                 wandb.teardown()
                 mode = "offline"
         # W&B's own process reads this when it starts; without it, it still looks for the server.
@@ -234,14 +263,14 @@ class Tracker:
             except Exception as error:
                 if mode != "online":
                     raise
-                log.warning("W&B is not reachable, recording offline: %s", error)
+                self.warn(f"W&B is not reachable, recording offline: {error}")
                 wandb.teardown()
                 os.environ["WANDB_MODE"] = mode = "offline"
                 self._runs.append(init(seed, mode))
         self.wandb = mode
 
     def _fail(self, error: Exception) -> None:
-        log.warning("W&B stopped: %s", error)
+        self.warn(f"W&B stopped: {error}")
         self._runs, self.wandb = [], "failed, see log.txt"
 
 

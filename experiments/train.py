@@ -1,18 +1,22 @@
-"""Trains a run, from the start or from where it stopped, and says what came of it."""
+"""Trains runs, from the start or from where they stopped, and says what came of them."""
 
+import contextlib
 import dataclasses
 import shlex
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments import guard, loop, memory, run, terminal, tracking
+from experiments import guard, loop, memory, population, run, terminal, tracking
 from experiments.checkpoint import Checkpoints
 from experiments.config import RunConfig, RunFailed, all_seeds, refuse_other
-from experiments.program import Program, build
+from experiments.loop import Member
+from experiments.mirror import Mirror
+from experiments.program import Program
 from experiments.stop import SAVED, Stop
 from experiments.terminal import console
 from experiments.tracking import Tracker
@@ -20,83 +24,177 @@ from jmql.settings import ConfigError
 from jmql.train import TrainState
 
 
-def train(config: RunConfig, stop: Stop) -> int:
-    """Meta-trains, adapts and evaluates, from the start or from where a run stopped.
+@dataclasses.dataclass
+class Place:
+    """A run that is trained, and where."""
+
+    program: Program  # of this run alone
+    folder: Path
+    checkpoints: Checkpoints
+    mirror: Mirror
+
+
+def train(runs: Sequence[RunConfig], stop: Stop) -> int:
+    """Meta-trains, adapts and evaluates, from the start or from where runs stopped.
 
     Args:
-        config: of the run.
+        runs: one, or several side by side (`experiments.population`).
         stop: entered.
 
     Returns:
         The exit code: 0, or `stop.SAVED` after a signal.
 
     Raises:
-        ConfigError: the configuration cannot work; nothing has been written.
-        RunFailed: anything else that ends the run early.
+        ConfigError: a configuration cannot work; nothing has been written.
+        RunFailed: anything else that ends a run early.
     """
-    program, folder = opened(config)
-    stop.again = f"make train RESUME={shlex.quote(str(folder))}"
-    with (
-        guard.locked(folder),
-        guard.logged(folder),
-        run.checkpoints(folder, program.config) as checkpoints,
-    ):
-        per_round, total = program.config.steps_per_round, program.config.total_rounds
-        try:
-            state, damaged = run.restore(folder, program, checkpoints)
-        except FileNotFoundError:
-            if any(row["updates"] for row in tracking.read(folder)):
-                raise RunFailed(
-                    f"{folder} has results but no checkpoint; nothing has been changed"
-                ) from None
-            state, damaged = program.init(program.keys), []
-        done = int(state.rounds[0])
-        if done:
-            refuse_shorter(program.config, folder, done)
-            rows_of(program, folder, done * per_round)  # before more are added
-        checkpoints.drop(damaged)
-        terminal.header(program, folder, done * per_round)
-        if done < total:
-            done = go_on(program, folder, state, checkpoints, stop)
-        if done < total:
-            console.print(
-                f"stopped by {stop.signal} and saved at {done * per_round:,} of"
-                f" {total * per_round:,} steps"
-            )
-            console.print(f"run: {folder} · next: {stop.again}", soft_wrap=True)
-            return SAVED
-        terminal.report(program, rows_of(program, folder, done * per_round))
-    console.print(
-        f"run: {folder} · next: make evaluate RUN={shlex.quote(str(folder))}", soft_wrap=True
-    )
-    return 0
+    program, found = opened(runs)
+    folders = [folder for _, folder, _ in found]
+    lone = shlex.quote(str(folders[0])) if len(runs) == 1 else ""
+    if lone:
+        stop.again = f"make train RESUME={lone}"
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(guard.locked(folder))
+        stack.enter_context(guard.logged(*folders))
+        places = [
+            Place(alone, folder, stack.enter_context(run.checkpoints(folder, alone.config)), mirror)
+            for alone, folder, mirror in found
+        ]
+        program, state, places, failed = begun(program, places)
+        config, done = program.config, int(state.rounds[0])
+        terminal.header(program, folders, done * config.steps_per_round)
+        if done < config.total_rounds:
+            done = go_on(program, state, places, stop, failed)
+        steps, whole = done * config.steps_per_round, config.total_rounds * config.steps_per_round
+        ended = [place for place in places if steps == whole and place.folder not in failed]
+        for place in places:
+            place.mirror.finish(place.checkpoints)
+        if ended:
+            rows = {place.folder: rows_of(place.program, place.folder, steps) for place in ended}
+            terminal.report(program, rows)
+    for folder, why in failed.items():
+        console.print(f"{folder.name} failed: {why}", soft_wrap=True)
+    where = f"run: {folders[0]}" if lone else f"{len(runs)} runs in {folders[0].parent}"
+    again = f"make evaluate RUN={lone or folders[0].parent / 'NAME'}"
+    if steps < whole:
+        console.print(f"stopped by {stop.signal} and saved at {steps:,} of {whole:,} steps")
+        again = stop.again
+    console.print(f"{where} · next: {again}", soft_wrap=True)
+    if failed and steps == whole:
+        raise RunFailed(f"failed: {', '.join(folder.name for folder in failed)}")
+    return 0 if steps == whole else SAVED
 
 
-def opened(config: RunConfig) -> tuple[Program, Path]:
-    """Returns the program and the directory of a run: one that goes on, or a new one.
+def opened(runs: Sequence[RunConfig]) -> tuple[Program, list[tuple[Program, Path, Mirror]]]:
+    """Returns the program of runs side by side, and of each the program of it alone, its directory,
+    one that goes on or a new one, and its mirror.
 
     Raises:
-        ConfigError: the configuration cannot work, or would learn under something else.
+        ConfigError: they cannot work, or would learn under something else.
         RunFailed: the disk refuses.
+    """
+    there = [going_on(config) for config in runs]
+    program = population.build([dataclasses.replace(config, resume="") for config in runs])
+    found = []
+    for config, (folder, mirror) in zip(program.runs, there, strict=True):
+        alone = population.alone(program, config)
+        if folder is None or not run.exists(folder):
+            folder = run.create(alone)
+        else:
+            alone = run.with_tasks(folder, alone)
+            guard.refuse_unwritable(folder)
+        found.append((alone, folder, mirror))
+    return population.on_tasks_of(program, [alone for alone, *_ in found]), found
+
+
+def going_on(config: RunConfig) -> tuple[Path | None, Mirror]:
+    """Returns the directory of a run, if it has a name, and its mirror.
+
+    Raises:
+        ConfigError: it is there and would learn under something else, or the mirror refuses.
     """
     named = run.folder_of(config, config.run_id) if config.run_id else None
     folder = Path(config.resume) if config.resume else named
-    if folder is None or (not config.resume and not run.exists(folder)):
-        program = build(config)
-        return program, run.create(program)
-    refuse_other(config, run.read_config(folder), folder)
-    program = run.load(folder, dataclasses.replace(config, resume=""))
-    guard.refuse_unwritable(folder)
-    return program, folder
+    mirror = Mirror(config.mirror, folder or Path())
+    mirror.fetch()
+    if folder is not None and (config.resume or run.exists(folder)):
+        refuse_other(config, run.read_config(folder), folder)
+        run.refuse_unnamed(folder, config)
+    return folder, mirror
+
+
+def begun(
+    program: Program, places: Sequence[Place]
+) -> tuple[Program, TrainState, list[Place], dict[Path, str]]:
+    """Returns what is trained, from where: the program and its state, leaves [S, ...], of those
+    runs that go on from the same step; these; and why the others cannot, by their directories.
+
+    Raises:
+        ConfigError: what is in a directory is not what its run has written.
+        RunFailed: there are results and no checkpoint, or checkpoints and none can be read.
+    """
+    steps, reached = [place.checkpoints.steps() for place in places], []
+    for place, saved in zip(places, steps, strict=True):
+        rows = tracking.read(place.folder)
+        if not saved and any(row["updates"] for row in rows):
+            raise RunFailed(
+                f"{place.folder} has results but no checkpoint; nothing has been changed"
+            )
+        reached.append(rows[-1]["env_steps"] if rows else 0)
+    warmup = program.config.warmup_rounds * program.config.steps_per_round
+    states: dict[int, TrainState] = {}
+    damaged = True
+    while damaged:
+        start, damaged = population.shared(steps, reached, warmup), False
+        among = [i for i, saved in enumerate(steps) if not start or start in saved]
+        for i in among if start else ():
+            place = places[i]
+            states[i], step = run.restore(place.folder, place.program, place.checkpoints, start)
+            steps[i] = [x for x in steps[i] if x <= step]
+            damaged = damaged or step < start
+    kept = [places[i] for i in among]
+    left = {
+        place.folder: f"it is at {reached[i]:,} steps and the others are at {start:,}; it can be"
+        " trained alone"
+        for i, place in enumerate(places)
+        if i not in among
+    }
+    if left:
+        alone = [place.program for place in kept]
+        program = population.on_tasks_of(population.build([x.config for x in alone]), alone)
+    for place in kept if start else ():
+        refuse_shorter(program.config, place.folder, start // program.config.steps_per_round)
+        rows_of(place.program, place.folder, start)  # before more are added
+    for place in kept:
+        place.checkpoints.drop(step for step in place.checkpoints.steps() if step > start)
+    if not start:
+        return program, program.init(program.keys), kept, left
+    return program, population.joined(program, [states[i] for i in among]), kept, left
 
 
 def go_on(
-    program: Program, folder: Path, state: TrainState, checkpoints: Checkpoints, stop: Stop
+    program: Program,
+    state: TrainState,
+    places: Sequence[Place],
+    stop: Stop,
+    failed: dict[Path, str],
 ) -> int:
-    """Trains from a state to the end or to a signal; returns the rounds reached."""
+    """Trains from a state to the end or to a signal; returns the rounds reached.
+
+    Args:
+        program: what is trained.
+        state: leaves [S, ...]; donated.
+        places: its runs.
+        stop: entered.
+        failed: takes why a run is not trained to its end, by its directory.
+
+    Raises:
+        RunFailed: all failed.
+    """
     started, config = time.monotonic(), program.config
     refuse_endless_refill(program, state)
-    record = run.write_record(folder, config)
+    records = [run.write_record(place.folder, place.program.config) for place in places]
     cycle, compile_seconds = stop.wait(compiled, program)
     saving = memory.size(run.saved(config, program.shapes)) if jax.default_backend() == "cpu" else 0
     try:
@@ -106,29 +204,41 @@ def go_on(
             memory.in_one(memory.of_program(cycle), program.mesh) + saving,
         )
     except ConfigError:
-        if checkpoints.newest() is None:  # the lock is ours, and nothing has been learned here
-            shutil.rmtree(folder, ignore_errors=True)
+        for place in places:
+            if not place.checkpoints.steps():  # the lock is ours, and nothing has been learned here
+                shutil.rmtree(place.folder, ignore_errors=True)
         raise
     steps = int(state.rounds[0]) * config.steps_per_round
-    with Tracker(folder, config, record, steps) as tracker:
-        save = saver(folder, config, checkpoints)
+    with contextlib.ExitStack() as stack:
+        members = [
+            Member(x.program.config, stack.enter_context(tracker))
+            for x, record in zip(places, records, strict=True)
+            for tracker in [Tracker(x.folder, x.program.config, record, steps)]
+        ]
+        save = saver(program, places, members)
         stop.ready = True
-        try:
-            done = loop.loop(program, cycle, state, tracker, save, stop, compile_seconds)
-        except FloatingPointError as error:
-            raise RunFailed(
-                f"{error}; the last good checkpoint is {last_good(checkpoints)}, every setting is"
-                f" in {folder / 'config.json'}"
-            ) from error
+        done = loop.loop(program, cycle, state, members, save, stop, compile_seconds)
+        for place, member in zip(places, members, strict=True):
+            if member.failed:
+                failed[place.folder] = why = (
+                    f"{member.failed}; the last good checkpoint is {last_good(place.checkpoints)},"
+                    f" every setting is in {place.folder / 'config.json'}"
+                )
+                member.tracker.exit_code = 1
+                member.tracker.warn(why)
+        if all(member.failed for member in members):
+            raise RunFailed("; ".join(failed.values())) from members[0].failed
         stop.saved = True
-        if done < config.total_rounds:
-            tracker.exit_code = SAVED
-        else:
-            rows = tracking.read(folder)[-config.seeds :]
-            tracker.tasks(["task", *program.stages], per_task(program, rows))
+        for place, member in zip(places, members, strict=True):
+            if done < config.total_rounds:
+                member.tracker.exit_code = SAVED
+            elif not member.failed:
+                rows = tracking.read(place.folder)[-member.config.seeds :]
+                member.tracker.tasks(["task", *program.stages], per_task(program, rows))
+    urls = [url for member in members for url in member.tracker.urls]
     console.print(
         f"trained for {terminal.human_time(time.monotonic() - started)};"
-        f" W&B: {', '.join(tracker.urls) or tracker.wandb}",
+        f" W&B: {', '.join(urls) or members[0].tracker.wandb}",
         soft_wrap=True,
     )
     return done
@@ -165,8 +275,9 @@ def compiled(program: Program) -> tuple[jax.stages.Compiled, float]:
     return cycle, seconds
 
 
-def saver(folder: Path, config: RunConfig, checkpoints: Checkpoints) -> loop.Save:
-    """Returns a function of (state, steps, now) that saves by the clock, or at once.
+def saver(program: Program, places: Sequence[Place], members: Sequence[Member]) -> loop.Save:
+    """Returns a function of (state, steps, now) that saves by the clock, or at once, those runs
+    that have not failed.
 
     Raises:
         RunFailed: a save failed; the message says what is needed and what there is.
@@ -175,26 +286,40 @@ def saver(folder: Path, config: RunConfig, checkpoints: Checkpoints) -> loop.Sav
 
     def save(state: TrainState, steps: int, now: bool) -> None:
         nonlocal last
-        kept = run.saved(config, state)
-        try:
-            checkpoints.check()
-            if now or time.monotonic() - last >= 60 * config.checkpoint.minutes:
-                checkpoints.save(steps, kept)
-                last = time.monotonic()
-            if now:
-                checkpoints.wait()
-        except Exception as error:  # orbax passes on what the file system and tensorstore raise
-            free = memory.human_bytes(shutil.disk_usage(folder).free)
-            need = memory.human_bytes(memory.size(kept))
-            reason = str(error).strip().partition("\n")[0]
-            raise RunFailed(
-                f"the state at {steps:,} steps could not be saved: {reason} (up to {need} are"
-                f" needed, {free} are free); the last good checkpoint is"
-                f" {last_good(checkpoints)}, from which make train"
-                f" RESUME={shlex.quote(str(folder))} goes on"
-            ) from error
+        due = now or time.monotonic() - last >= 60 * program.config.checkpoint.minutes
+        last = time.monotonic() if due else last
+        alive = [i for i, member in enumerate(members) if not member.failed]
+        for i in alive:
+            with explained(places[i], steps):
+                places[i].checkpoints.check()
+                if due:
+                    part = population.part(program, run.saved(program.config, state), i)
+                    places[i].checkpoints.save(steps, part)
+                    places[i].mirror.push(places[i].checkpoints)
+        for i in alive if now else ():
+            with explained(places[i], steps):
+                places[i].checkpoints.wait()
 
     return save
+
+
+@contextlib.contextmanager
+def explained(place: Place, steps: int) -> Iterator[None]:
+    """Makes whatever a save raises a RunFailed."""
+    try:
+        yield
+    except Exception as error:  # orbax passes on what the file system and tensorstore raise
+        free = memory.human_bytes(shutil.disk_usage(place.folder).free)
+        need = memory.human_bytes(
+            memory.size(run.saved(place.program.config, place.program.shapes))
+        )
+        reason = str(error).strip().partition("\n")[0]
+        raise RunFailed(
+            f"the state at {steps:,} steps could not be saved: {reason} (up to {need} are"
+            f" needed, {free} are free); the last good checkpoint is"
+            f" {last_good(place.checkpoints)}, from which make train"
+            f" RESUME={shlex.quote(str(place.folder))} goes on"
+        ) from error
 
 
 def last_good(checkpoints: Checkpoints) -> str:

@@ -115,7 +115,7 @@ class AdaptConfig(Settings):
     tau: float = bounded(0.05, 0, 1, above=True)
     step1_updates: int = count(0, 0)  # critic steps on the new data alone, in the first shot
     updates: int = count(50, 0)  # critic steps of each shot, on weighted replay and new data
-    new_share: float = bounded(0.5, 0, 1)  # of each of their batches that is new data
+    new_share: float = bounded(0.5, 0, 1, shapes=True)  # of each of their batches that is new data
     batch_multiple: int = count(2)  # times td3.batch_size: their batches
     reuse: Literal["propensity", "uniform"] = "propensity"  # weights of replay: estimated, or 1
     prox: Literal["constant", "ess"] = "constant"  # lambda: prox_coef, or prox_coef * (1 - ESS)

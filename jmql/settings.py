@@ -3,8 +3,11 @@
 import enum
 import math
 import struct
-from dataclasses import Field, field, fields
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping
+from dataclasses import Field, field, fields, replace
+from typing import Any, ClassVar, TypeVar, cast
+
+Config = TypeVar("Config", bound="Settings")
 
 
 class ConfigError(ValueError):
@@ -33,7 +36,8 @@ def bounded(default: Any, low: float, high: float, *, above: bool = False, **met
         low: the lowest value.
         high: the highest.
         above: `low` itself is not valid.
-        metadata: `kind`, where it is not that of the class.
+        metadata: `kind`, where it is not that of the class; `shapes`, whether shapes follow from
+            the value, which is a fraction.
     """
     return field(default=default, metadata={"bounds": (low, high, above)} | metadata)
 
@@ -78,6 +82,8 @@ class Settings:
 
 def _check(name: str, value: Any, low: float, high: float, above: bool) -> None:
     for member in value if isinstance(value, tuple) else (value,):
+        if isinstance(member, str):  # a name that may stand in a number's place
+            continue
         if isinstance(member, float):
             member = _in_32_bits(member)
         if not low <= member <= high or (above and member == low):
@@ -103,3 +109,35 @@ def flatten(config: Settings, kind: Kind | None = None, prefix: str = "") -> dic
         elif kind is None or item.metadata.get("kind", config.kind) is kind:
             flat[prefix + item.name] = value
     return flat
+
+
+def numbers(config: Settings, prefix: str = "") -> dict[str, float]:
+    """Returns the settings that a compiled program can take as values, by their dotted names:
+    all fractions of the algorithm but those that shapes follow from.
+    """
+    found: dict[str, float] = {}
+    for item in config.items():
+        value = getattr(config, item.name)
+        if isinstance(value, Settings):
+            found |= numbers(value, f"{prefix}{item.name}.")
+        elif (
+            isinstance(value, float)
+            and item.metadata.get("kind", config.kind) is not Kind.HOST
+            and not item.metadata.get("shapes")
+        ):
+            found[prefix + item.name] = value
+    return found
+
+
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns a configuration in which settings, by their dotted names, have other values."""
+    new = {name: value for name, value in values.items() if "." not in name}
+    for item in config.items():
+        inner = {
+            name.removeprefix(f"{item.name}."): value
+            for name, value in values.items()
+            if name.startswith(f"{item.name}.")
+        }
+        if inner:
+            new[item.name] = replaced(getattr(config, item.name), inner)
+    return cast(Config, replace(cast(Any, config), **new))

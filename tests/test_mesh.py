@@ -37,9 +37,9 @@ def trained(count: int, seeds: int = 1) -> tuple:
     cycle = made.compile()
     state = made.init(made.keys)
     true, false = jnp.array(True), jnp.array(False)
-    state, *_ = cycle(state, jnp.int32(2), true, false)
+    state, *_ = cycle(state, jnp.int32(2), true, false, made.numbers)
     middle = jax.tree.map(jnp.copy, state)
-    state, *results = cycle(state, jnp.int32(2), false, true)
+    state, *results = cycle(state, jnp.int32(2), false, true, made.numbers)
     return made, cycle, middle, state, jax.device_get(results)
 
 
@@ -102,7 +102,8 @@ def test_a_checkpoint_moves_between_devices_and_goes_on_bit_for_bit_on_as_many(t
             assert len(state.memory.data.reward.sharding.device_set) == count
             assert all(map(np.array_equal, plain(state), plain(middle)))
             if count == 2:
-                again, *_ = cycle(state, jnp.int32(2), jnp.array(False), jnp.array(True))
+                flags = jnp.array(False), jnp.array(True)
+                again, *_ = cycle(state, jnp.int32(2), *flags, made.numbers)
                 assert all(map(np.array_equal, plain(again), plain(end)))
 
 

@@ -18,8 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cli, evaluate, guard, loop, memory, program, run, tracking, train
+from experiments import (
+    cli,
+    evaluate,
+    guard,
+    loop,
+    memory,
+    population,
+    program,
+    run,
+    tracking,
+    train,
+)
 from experiments.config import CheckpointConfig, RunConfig, RunFailed, Study, TrackingConfig
+from experiments.mirror import Mirror
 from experiments.stop import Stop
 from jmql.settings import ConfigError
 from tests import tiny
@@ -223,14 +235,14 @@ def whole(tmp_path_factory) -> Path:
     config = dataclasses.replace(tiny.CONFIG, runs=str(runs), seed=0, seeds=2)
     config = dataclasses.replace(config, tracking=TrackingConfig(wandb="disabled"))
 
-    def cycle(state, rounds, warmup, evaluating):
+    def cycle(state, rounds, warmup, evaluating, numbers):
         state = state.replace(rounds=state.rounds + rounds)
         return state, *tiny.measured(int(state.rounds[0]), 2)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "compiled", lambda program: (cycle, 0.0))
         patch.setattr(memory, "of_program", lambda compiled: 0)
-        assert train.train(config, Stop()) == 0
+        assert train.train([config], Stop()) == 0
     return next(runs.glob("point_goal/*"))
 
 
@@ -380,7 +392,7 @@ def test_a_program_that_does_not_fit_is_refused_after_it_is_compiled(tmp_path, m
     with pytest.raises(
         ConfigError, match=r"a cycle of this run .* needs 1,000,000.0 GB of memory and .* free"
     ):
-        train.train(config, Stop())
+        train.train([config], Stop())
     assert not list(tmp_path.glob("*/*"))
 
 
@@ -470,9 +482,9 @@ def test_damaged_checkpoints(cwd, straight):
     assert rows(folder) == straight  # the cycles since the older one were run again
     setup = run.load(folder, run.read_config(folder))
     with run.checkpoints(folder, setup.config, read_only=True) as files:
-        state, damaged = run.restore(folder, setup, files)  # and saved again
+        state, step = run.restore(folder, setup, files)  # and saved again
     assert state.rounds[0] == 3000 // 200
-    assert damaged == []
+    assert step == 3000
     for path in (folder / "checkpoints").iterdir():
         (path / "state" / "_METADATA").write_text("{")
     before = len(list((folder / "checkpoints").rglob("*")))
@@ -495,7 +507,7 @@ def test_results_without_a_checkpoint_are_not_thrown_away(tmp_path):
     with pytest.raises(
         RunFailed, match=r"has results but no checkpoint; .* traceback in .*log.txt"
     ):
-        train.train(dataclasses.replace(setup.config, resume=str(folder)), Stop())
+        train.train([dataclasses.replace(setup.config, resume=str(folder))], Stop())
     assert record.read_text() == before
 
 
@@ -541,7 +553,7 @@ def test_learning_that_is_not_finite_ends_the_run_unlogged(name, tmp_path, monke
     built = tiny.build(config)
     calls = []
 
-    def cycle(state, rounds, warmup, evaluating):
+    def cycle(state, rounds, warmup, evaluating, numbers):
         calls.append(1)
         # What is measured may be missing.
         found = {"collect/return": np.array([np.nan, 0.0]), "adapt/ess": np.array([np.nan, 1.0])}
@@ -551,9 +563,9 @@ def test_learning_that_is_not_finite_ends_the_run_unlogged(name, tmp_path, monke
 
     monkeypatch.setattr(train, "compiled", lambda program: (cycle, 0.0))
     monkeypatch.setattr(memory, "of_program", lambda compiled: 0)
-    monkeypatch.setattr(train, "build", lambda config: built)
+    monkeypatch.setattr(population, "build", lambda runs: built)
     with pytest.raises(RunFailed, match=f"{name} of seed 1 is not finite") as error:
-        train.train(config, Stop())
+        train.train([config], Stop())
     (folder,) = tmp_path.glob("point_goal/*")
     assert "last good checkpoint is of 80 steps" in str(error.value)
     assert str(folder / "config.json") in str(error.value)
@@ -583,23 +595,20 @@ def test_without_its_replay_a_run_fills_it_anew(tmp_path):
     assert (back.actors.env_state.step == 0).all()  # the first step of a row begins an episode
     calls = []
 
-    def cycle(state, rounds, warmup, evaluating):
+    def cycle(state, rounds, warmup, evaluating, numbers):
         calls.append((int(rounds), bool(warmup)))
         return state, *tiny.measured(0, 1)
 
-    class Rows:
-        def log(self, rows): ...
-
     longer = dataclasses.replace(setup, config=tiny.changed(train={"env_steps": 400}))
     with Stop() as stop:
-        loop.loop(longer, cycle, back, Rows(), lambda *_: None, stop, 0.0)
+        loop.loop(longer, cycle, back, tiny.lone(config), lambda *_: None, stop, 0.0)
     assert calls == [(2, True), (2, False), (2, False)]
     with pytest.raises(ConfigError, match="without its replay"):
         evaluate.evaluate(folder, config, Study(num_tasks=3))
 
 
 def test_saving_by_the_clock(tmp_path):
-    saves = []
+    saves, built = [], tiny.build()
 
     class Files:
         def check(self): ...
@@ -610,7 +619,10 @@ def test_saving_by_the_clock(tmp_path):
     for minutes, expected in ((1e9, [1, 4]), (0.0, [1, 2, 3, 4])):
         saves.clear()
         config = RunConfig(checkpoint=CheckpointConfig(minutes=minutes))
-        save = train.saver(tmp_path, config, Files())
+        alone = dataclasses.replace(built, config=config, runs=(config,))
+        save = train.saver(
+            alone, [train.Place(alone, tmp_path, Files(), Mirror("", tmp_path))], tiny.lone(config)
+        )
         for step, now in ((1, True), (2, False), (3, False), (4, True)):
-            save(None, step, now)
+            save(built.shapes, step, now)
         assert saves == expected

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, guard, here, program, run, sweep
+from experiments import cli, guard, here, population, program, run, sweep, tracking
 from experiments.config import RunFailed
 from experiments.stop import Stop
 from jmql.settings import ConfigError
@@ -40,20 +40,65 @@ seeds: [0, 5]
 """,
     )
     assert len(jobs) == 2 * 2 * 2 * 2
-    assert jobs[0].command == (
+    assert sweep.command(jobs[:1]) == (
         "jmql train --task point_goal --tasks.train 8 --network.hidden-sizes 16 16"
         " --td3.learning-rate 3e-4 --seed 0 --run-id lr-point_goal-lr3e-4-s0"
     )
-    assert jobs[-1].command == (
+    assert sweep.command(jobs[-1:]) == (
         "jmql train --task point_sparse --tasks.train 8 --network.hidden-sizes 16 16"
         " --td3.learning-rate 1e-3 --network.no-normalize --split ood --seed 5"
         " --run-id lr-point_sparse-lr1e-3-no-normalize-ood-s5"
     )
     assert jobs[-1].folder == Path("runs/point_sparse/lr-point_sparse-lr1e-3-no-normalize-ood-s5")
     for job in jobs:  # a command says all of its configuration
-        assert cli._train_config(shlex.split(job.command)[2:]) == job.config
-    lines = [line for line in sweep.listing(jobs) if line.startswith("#")]
-    assert len(lines) == len(set(lines)) == 8  # seeds are a group
+        assert cli._members(shlex.split(sweep.command((job,)))[2:]) == [job.config]
+    lines = [line for line in sweep.listing(sweep.batches(jobs, 1)) if line.startswith("#")]
+    assert len(lines) == 16
+    assert len(set(lines)) == 8  # seeds are a group
+
+
+def test_runs_that_differ_in_seeds_and_numbers_share_a_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = read(
+        tmp_path,
+        """
+base: {task: point_goal}
+grid: {td3.tau: [0.1, 0.2], td3.batch_size: [16, 32], td3.discount: [0.9]}
+seeds: [0, 1, 2]
+""",
+    )
+    assert [len(batch) for batch in sweep.batches(jobs, 1)] == [1] * 12
+    whole = sweep.batches(jobs, 6)
+    assert [len(batch) for batch in whole] == [6, 6]
+    assert [len(batch) for batch in sweep.batches(jobs, 5)] == [3] * 4
+    assert {len({job.config.td3.batch_size for job in batch}) for batch in whole} == {1}
+    assert sorted(job.name for batch in whole for job in batch) == sorted(job.name for job in jobs)
+    for batch in whole:
+        text = sweep.command(batch)
+        runs = cli._members(shlex.split(text.replace("\\\n", ""))[2:])
+        assert runs == [job.config for job in batch]
+        population.build(runs)  # and can be
+    assert list(sweep.listing(whole[:1])) == [
+        "# 6 runs side by side in one process, which differ in td3.tau, seed",
+        f"# W&B groups {run.group(jobs[0].config)}, {run.group(jobs[6].config)}",
+        """jmql train --task point_goal --td3.batch-size 16 --td3.discount 0.9 \\
+  --member '--td3.tau 0.1 --seed 0 --run-id lr-tau0.1-batch_size16-discount0.9-s0' \\
+  --member '--td3.tau 0.1 --seed 1 --run-id lr-tau0.1-batch_size16-discount0.9-s1' \\
+  --member '--td3.tau 0.1 --seed 2 --run-id lr-tau0.1-batch_size16-discount0.9-s2' \\
+  --member '--td3.tau 0.2 --seed 0 --run-id lr-tau0.2-batch_size16-discount0.9-s0' \\
+  --member '--td3.tau 0.2 --seed 1 --run-id lr-tau0.2-batch_size16-discount0.9-s1' \\
+  --member '--td3.tau 0.2 --seed 2 --run-id lr-tau0.2-batch_size16-discount0.9-s2'""",
+    ]
+
+
+def test_the_last_row_may_be_long(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert tracking.last_row(tmp_path) is None
+    rows = [{"env_steps": i, "tasks/return_pre": [0.123456789] * 20_000} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"env_st')
+    assert tracking.last_row(tmp_path)["env_steps"] == 2
+    path.write_text(json.dumps(rows[1]) + "\n")
+    assert tracking.last_row(tmp_path)["env_steps"] == 1
 
 
 def test_a_run_that_is_there_with_other_settings_is_refused(tmp_path, monkeypatch):
@@ -152,7 +197,7 @@ def test_a_disk_that_refuses_ends_a_sweep_in_one_line(tmp_path, monkeypatch):
     jobs = read(tmp_path, "base: {task: point_goal}")
     (tmp_path / "runs").write_text("a file in the place of a folder")
     with pytest.raises(RunFailed, match=r"output.txt cannot be written: .*Not a directory"):
-        here.sweep(jobs, 1, Stop())
+        here.sweep(sweep.batches(jobs, 1), 1, Stop())
 
 
 def start(folder: Path) -> subprocess.Popen:
@@ -193,26 +238,38 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_one_that_is_not(tmp_path):
     base = {k.removeprefix("--").replace("-", "_"): v for k, v in flags.items()}
     base |= {"task": "point_goal", "tracking.wandb": "disabled", "train.env_steps": "20000"}
     base |= {"train.updates_per_round": "200"}
+    del base["collect.unroll"]
     for folder in (whole, broken):
         folder.mkdir()
-        (folder / "s.yaml").write_text(json.dumps({"name": "s", "base": base, "seeds": ["0", "1"]}))
+        text = json.dumps(
+            {
+                "name": "s",
+                "base": base,
+                "grid": {"collect.unroll": ["40", "50"]},
+                "seeds": ["0", "1"],
+            }
+        )
+        (folder / "s.yaml").write_text(text)
     process = start(whole)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
 
     process = start(broken)
-    wait_for_rows(broken, process, 2)
+    wait_for_rows(broken, process, 4)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 33, said
-    assert "2 stopped · go on with: the same command" in said
+    assert "4 stopped · go on with: the same command" in said
     before = sum(map(len, rows(broken).values()))
 
     process = start(broken)
     wait_for_rows(broken, process, before)
     process.kill()
     process.communicate()
-    folders = [broken / f"runs/point_goal/s-s{seed}" for seed in (0, 1)]
+    folders = sorted(broken.glob("runs/point_goal/*"))
+    assert [folder.name for folder in folders] == [
+        f"s-unroll{n}-s{k}" for n in (40, 50) for k in (0, 1)
+    ]
     until = time.monotonic() + 60
     while any(map(guard.is_locked, folders)):
         assert time.monotonic() < until
@@ -223,17 +280,19 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_one_that_is_not(tmp_path):
     process = start(broken)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
-    assert "2 done" in said
+    assert "4 done" in said
     assert rows(broken) == rows(whole)
 
     # What is done is left alone, and what fails is named.
-    printed = (folders[0] / "output.txt").read_text()
-    for path in broken.glob("runs/point_goal/s-s1/checkpoints/*"):
+    outputs = [folders[i] / "output.txt" for i in (0, 2)]
+    printed = [path.read_text() for path in outputs]
+    assert "2 runs, which differ in seed" in printed[0]
+    for path in folders[1].glob("checkpoints/*"):
         path.rename(broken / path.name)
     process = start(broken)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 1, said
-    assert "s-s1 failed: jmql: " in said
+    assert "s-unroll40-s1 failed: jmql: " in said
     assert "has results but no checkpoint" in said
-    assert "1 done, 1 failed" in said
-    assert (folders[0] / "output.txt").read_text() == printed
+    assert "3 done, 1 failed" in said
+    assert outputs[1].read_text() == printed[1]

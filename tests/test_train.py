@@ -41,7 +41,7 @@ def cycle(built: Program):
     # As the host loop does: compiled ahead of time, it cannot be compiled again.
     compiled = jax.jit(counted).lower(built.shapes, jnp.int32(0), TRUE, TRUE).compile()
 
-    def cycle(state, rounds, warmup, measured=TRUE):
+    def cycle(state, rounds, warmup, measured=TRUE, numbers=None):
         return compiled(state, rounds, warmup, measured)
 
     return cycle
@@ -291,20 +291,14 @@ def test_host_fetches_once_a_cycle(built, cycle, monkeypatch):
     device_get = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(1) or device_get(x))
 
-    class Rows:
-        cycles = 0
-
-        def log(self, rows):
-            Rows.cycles += 1
-
-    saved = []
+    saved, members = [], tiny.lone(built.config)
     state = built.init(built.keys)
     with Stop() as stop:
         rounds = host.loop(
-            built, cycle, state, Rows(), lambda state, *when: saved.append(when), stop, 0.0
+            built, cycle, state, members, lambda state, *when: saved.append(when), stop, 0.0
         )
     # 6 rounds: 2 of warm-up, then two cycles of 2.
-    assert len(fetched) == Rows.cycles == 3
+    assert len(fetched) == len(members[0].tracker) == 3
     assert saved == [(80, True), (160, False), (240, True)]
     assert rounds == 6
 
@@ -315,22 +309,18 @@ def test_warm_up_in_several_cycles_is_evaluated_once(built):
         train={"rounds_per_cycle": 1, "env_steps": 200}, collect={"warmup_steps": 120}
     )
     short = dataclasses.replace(built, config=config)
-    calls, saved = [], []
+    calls, saved, members = [], [], tiny.lone(config)
 
-    class Rows:
-        def log(self, rows):
-            calls.append(rows[0])
-
-    def cycle(state, rounds, warmup, evaluating):
+    def cycle(state, rounds, warmup, evaluating, numbers):
         calls.append((int(rounds), bool(warmup), bool(evaluating)))
         return state, *tiny.measured(int(state.rounds[0]), 1)
 
     state = built.init(built.keys)
     with Stop() as stop:
-        host.loop(short, cycle, state, Rows(), lambda _, *when: saved.append(when), stop, 0.0)
+        host.loop(short, cycle, state, members, lambda _, *when: saved.append(when), stop, 0.0)
     # What fills the replay is a row too, for its blow-ups; only the last has returns.
-    assert calls[:6:2] == [(1, True, False), (1, True, False), (1, True, True)]
-    assert [sorted(x)[:2] for x in calls[1:6:2]] == [
+    assert calls[:3] == [(1, True, False), (1, True, False), (1, True, True)]
+    assert [sorted(x)[:2] for x in members[0].tracker[:3]] == [
         ["collect/blew_up", "env_steps"],
         ["collect/blew_up", "env_steps"],
         ["adapt/failed", "collect/blew_up"],
@@ -341,21 +331,17 @@ def test_warm_up_in_several_cycles_is_evaluated_once(built):
 def test_a_run_that_is_stopped_in_its_warm_up_goes_on_as_if_nothing_had(built, cycle):
     config = tiny.changed(train={"rounds_per_cycle": 1, "env_steps": 160})
     short = dataclasses.replace(built, config=config)
-    kept, rows = [], []
-
-    class Rows:
-        def log(self, new):
-            rows.extend(new)
+    kept, members = [], [tiny.lone(config) for _ in range(2)]
 
     def save(state, steps, now):
         kept.append(jax.tree.map(jnp.copy, state))
 
     with Stop() as stop:
         begin = built.init(built.keys)
-        host.loop(short, cycle, begin, Rows(), save, stop, 0.0)
-        straight, whole = kept[-1], rows.copy()
-        rows.clear()
-        host.loop(short, cycle, kept[0], Rows(), save, stop, 0.0)
+        host.loop(short, cycle, begin, members[0], save, stop, 0.0)
+        straight = kept[-1]
+        host.loop(short, cycle, kept[0], members[1], save, stop, 0.0)
+    whole, rows = (member.tracker for (member,) in members)
     chex.assert_trees_all_equal(host_values(kept[-1]), host_values(straight))
     assert [row["env_steps"] for row in whole] == [40, 80, 120, 160]
     assert [row["env_steps"] for row in rows] == [80, 120, 160]
@@ -365,24 +351,19 @@ def test_a_run_that_is_stopped_in_its_warm_up_goes_on_as_if_nothing_had(built, c
 
 
 def test_steps_are_counted_beyond_32_bits(built):
-    rows = []
-
-    class Rows:
-        def log(self, new):
-            rows.extend(new)
-
     long = dataclasses.replace(built, config=tiny.changed(train={"env_steps": 10**10}))
+    members = tiny.lone(long.config)
     state = built.init(built.keys)
     state = state.replace(
         rounds=state.rounds + 10**10 // 40 - 2, memory=state.memory.replace(size=jnp.array([50]))
     )
 
-    def cycle(state, rounds, warmup, evaluating):
+    def cycle(state, rounds, warmup, evaluating, numbers):
         return state, *tiny.measured(10**10 // 40, 1)
 
     with Stop() as stop:
-        assert host.loop(long, cycle, state, Rows(), lambda *_: None, stop, 0.0) == 10**10 // 40
-    assert [row["env_steps"] for row in rows] == [10**10]
+        assert host.loop(long, cycle, state, members, lambda *_: None, stop, 0.0) == 10**10 // 40
+    assert [row["env_steps"] for row in members[0].tracker] == [10**10]
 
 
 COLLECT = {

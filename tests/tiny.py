@@ -11,6 +11,7 @@ from envs.base import Task
 from envs.point import PointGoal
 from experiments import program
 from experiments.config import RunConfig
+from experiments.loop import Member
 from experiments.program import Program
 from jmql.config import (
     AdaptConfig,
@@ -103,3 +104,18 @@ def measured(rounds: int, seeds: int, **changed: Any) -> tuple[dict, dict]:
     metrics = {name: np.zeros(seeds) for name in names}
     metrics |= {"rounds": np.full(seeds, rounds), "updates": np.zeros(seeds, int)}
     return metrics | changed, {name: np.zeros((seeds, 3)) for name in (*stages, "failed")}
+
+
+class Rows(list):
+    """A tracker that only keeps the rows of a run, those of all its cycles in one list."""
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        self.extend(rows)
+
+    def warn(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+def lone(config: RunConfig) -> list[Member]:
+    """Returns the one member of `loop.loop` that a run alone has, with a tracker of `Rows`."""
+    return [Member(config, Rows())]
