@@ -9,10 +9,10 @@ STAMP := $(if $(filter-out cuda tpu,$(EXTRA)),no-such-device,$(VENV)/.installed$
 # `flag,NAME,VARIABLE` is `--NAME 'VALUE'`, the value as it was given, or nothing where it is empty.
 flag = $(if $(strip $(value $(2))),--$(1) '$(subst ','\'',$(value $(2)))')
 # Else make expands them for the environment of what it runs.
-unexport TASK PROFILE SEED SEEDS RESUME RUN OUT SWEEP WHERE JOBS
+unexport TASK PROFILE SEED SEEDS RESUME RUN OUT SWEEP WHERE JOBS BUCKET
 
 .DEFAULT_GOAL := help
-.PHONY: help train evaluate export sweep bench bench-anchor check test figures lint format lock no-such-device
+.PHONY: help train evaluate export sweep sweep-status sweep-stop bench bench-anchor check test figures lint format lock no-such-device
 
 help: ## list the commands
 	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
@@ -27,8 +27,14 @@ evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256 --shots 0 1 5 -
 export: $(STAMP) ## RUN=runs/ant_dir/ID OUT=ant.jmql
 	@$(JMQL) export $(call flag,run,RUN) $(call flag,out,OUT) $(ARGS)
 
-sweep: $(STAMP) ## SWEEP=experiments/sweeps/lr.yaml [WHERE=local JOBS=2]; prints the jobs, or runs them here
-	@$(JMQL) sweep $(call flag,file,SWEEP) $(call flag,where,WHERE) $(call flag,jobs,JOBS) $(ARGS)
+sweep: $(STAMP) ## SWEEP=experiments/sweeps/lr.yaml [WHERE=local JOBS=2, or WHERE=tpu BUCKET=gs://...]; prints the jobs, or runs them
+	@$(JMQL) sweep $(call flag,file,SWEEP) $(call flag,where,WHERE) $(call flag,jobs,JOBS) $(call flag,bucket,BUCKET) $(ARGS)
+
+sweep-status: $(STAMP) ## SWEEP=experiments/sweeps/lr.yaml [BUCKET=gs://...]; how far the runs are, here or on Cloud TPU
+	@$(JMQL) sweep-status $(call flag,file,SWEEP) $(call flag,bucket,BUCKET) $(ARGS)
+
+sweep-stop: $(STAMP) ## SWEEP=experiments/sweeps/lr.yaml; cancels its jobs on Cloud TPU
+	@$(JMQL) sweep-stop $(call flag,file,SWEEP) $(ARGS)
 
 bench: $(STAMP) ## measure speed; a JSON file in experiments/results
 	@$(JMQL) bench $(ARGS)

@@ -1,4 +1,4 @@
-"""`jmql train|evaluate|export|sweep|bench`: wiring between the command line and the rest.
+"""`jmql train|evaluate|export|sweep|bench|...`: wiring between the command line and the rest.
 
 Exit codes: 0 done; 2 wrong usage, with one line that says what and what is valid; 33 stopped by a
 signal and saved; 1 anything else, with the name of the file that has the traceback.
@@ -52,14 +52,32 @@ class ExportArgs(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class SweepArgs(Settings):
-    """Runs a sweep: prints the jobs of a YAML file, one command each, or runs them here."""
+    """Runs a sweep: prints the jobs of a YAML file, one command each, or runs them."""
 
     file: Path  # of name, base, grid, points and seeds; see docs/sweeps.md
-    where: Literal["print", "local"] = "print"
-    """print: as a script for a shell; local: on this machine"""
+    where: Literal["print", "local", "tpu"] = "print"
+    """print: as a script for a shell; local: on this machine; tpu: on Cloud TPU, by SkyPilot"""
     jobs: int = count(1)  # processes at a time, here; each has as many cores
     population: Literal["off"] | int = count(8)
     """at most so many runs that differ in seeds and numbers share a process, side by side"""
+    bucket: str = ""  # gs://BUCKET/FOLDER, on Cloud TPU: for runs and compiled programs
+    tpu: str = "v6e"  # a job file of experiments/launch
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepStatusArgs(Settings):
+    """Says how far the runs of a sweep are."""
+
+    file: Path  # of the sweep
+    bucket: str = ""  # gs://BUCKET/FOLDER, on Cloud TPU; empty: on this machine
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepStopArgs(Settings):
+    """Cancels the jobs of a sweep on Cloud TPU; submitted again, they go on."""
+
+    file: Path  # of the sweep
+    population: Literal["off"] | int = count(8)  # as it was submitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +115,8 @@ def _run(words: list[str]) -> int:
         "evaluate": _evaluate,
         "export": _export,
         "sweep": _sweep,
+        "sweep-status": _sweep_status,
+        "sweep-stop": _sweep_stop,
         "bench": _bench,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -194,25 +214,53 @@ def _export(words: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    if words and not words[0].startswith("-"):
-        words = ["--file", *words]
-    args = _parse(SweepArgs, "sweep", words)
+    args = _parse(SweepArgs, "sweep", _file_first(words))
     args.validate()
     with Stop() as stop:
-        import jax
-
-        from experiments import sweep
-
-        jax.config.update("jax_platforms", "cpu")  # accelerators are for the jobs
-        most = 1 if args.population == "off" else args.population
-        batches = sweep.batches(sweep.read(args.file, _train_config), most)
+        batches = _batches(args.file, args.population)
         if args.where == "print":
+            from experiments import sweep
+
             for line in sweep.listing(batches):
                 print(line)
             return 0
+        if args.where == "tpu":
+            from experiments import cloud
+
+            return cloud.submit(cloud.submissions(batches, args.bucket, args.tpu))
         from experiments import here
 
         return here.sweep(batches, args.jobs, stop)
+
+
+def _sweep_status(words: list[str]) -> int:
+    args = _parse(SweepStatusArgs, "sweep-status", _file_first(words))
+    from experiments import cloud
+
+    return cloud.status(_batches(args.file), args.bucket)
+
+
+def _sweep_stop(words: list[str]) -> int:
+    args = _parse(SweepStopArgs, "sweep-stop", _file_first(words))
+    args.validate()
+    from experiments import cloud
+
+    return cloud.stop(_batches(args.file, args.population))
+
+
+def _file_first(words: list[str]) -> list[str]:
+    return ["--file", *words] if words and not words[0].startswith("-") else words
+
+
+def _batches(file: Path, population: int | str = "off") -> Any:
+    """Returns the jobs of a sweep in batches; accelerators are left to them."""
+    import jax
+
+    from experiments import sweep
+
+    jax.config.update("jax_platforms", "cpu")
+    jobs = sweep.read(file, _train_config)
+    return sweep.batches(jobs, 1 if isinstance(population, str) else population)
 
 
 def _bench(words: list[str]) -> int:

@@ -33,6 +33,7 @@ class TrackingConfig(Settings):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: WANDB_MODE, else online if there is a key, else offline"""
     project: str = "jmql"
+    tags: tuple[str, ...] = ()  # of W&B, beside task, profile and device; a sweep adds its name
 
 
 @dataclass(frozen=True)

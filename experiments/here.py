@@ -9,50 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 
 from rich.live import Live
-from rich.table import Table
 
-from experiments import guard, run
+from experiments import guard
 from experiments.config import RunFailed
+from experiments.progress import HELD, Progress, counts, finished, line, table
 from experiments.stop import SAVED, Stop
-from experiments.sweep import Batch, Job, words
-from experiments.terminal import console, human_time
-from experiments.tracking import last_row, tail
+from experiments.sweep import Batch, words
+from experiments.terminal import console
+from experiments.tracking import tail
 
 _OUTPUT = "output.txt"  # of a job, in its run directory
 _ENDED = "the jobs that run are saving, and go on with the same command"
-_HELD = "waiting for another process"
-_STATES = ("done", "running", "failed", "stopped", _HELD, "waiting")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class Progress:
-    """A run of the sweep, and how far it is."""
-
-    def __init__(self, job: Job):
-        self.job = job
-        config = job.config
-        self.total = config.total_rounds * config.steps_per_round
-        self.state = "done" if finished(job, self.total) else "waiting"
-        self.row = last_row(job.folder) or {}  # of metrics.jsonl
-        self.since: tuple[float, int] | None = None  # when its process had its first row
-
-    def look(self) -> None:
-        """Looks at its last row."""
-        before, self.row = self.row, last_row(self.job.folder) or self.row
-        if self.since is None and before != self.row:
-            self.since = time.monotonic(), self.steps
-
-    @property
-    def steps(self) -> int:
-        """Environment steps done."""
-        return int(self.row.get("env_steps", 0))
-
-    def left(self) -> str:
-        """Returns the time that it still takes, where that is known."""
-        if self.state != "running" or self.since is None or self.steps <= self.since[1]:
-            return ""
-        seconds = (time.monotonic() - self.since[0]) / (self.steps - self.since[1])
-        return human_time(seconds * (self.total - self.steps))
 
 
 class Work:
@@ -96,7 +64,7 @@ class Work:
         """Returns whether it must wait for what an earlier sweep has left, and says so."""
         held = any(guard.is_locked(progress.job.folder) for progress in self.left)
         for progress in self.left:
-            progress.state = _HELD if held else "waiting"
+            progress.state = HELD if held else "waiting"
         return held
 
     def look(self) -> None:
@@ -162,14 +130,14 @@ def _run(works: Sequence[Work], at_once: int, stop: Stop) -> None:
                     work.start(on[i])
             for i, progress in enumerate(runs):
                 if told[i] != progress.state and not console.is_terminal:
-                    console.print(_line(progress), soft_wrap=True)
+                    console.print(line(progress), soft_wrap=True)
                 told[i] = progress.state
             if stop.signal and not passed:
                 passed = True
                 _save(works)
             if console.is_terminal:  # which may be lower than all of them
                 shown = [x for x in runs if x.state not in ("done", "waiting")]
-                live.update(_table(shown, _counts(runs)), refresh=True)
+                live.update(table(shown, counts(runs)), refresh=True)
             if not on and (stop.signal or not any(work.waiting for work in works)):
                 break
             time.sleep(0.5)
@@ -180,11 +148,6 @@ def _save(works: Sequence[Work]) -> None:
     for work in works:
         if work.process is not None:
             work.process.send_signal(signal.SIGTERM)
-
-
-def finished(job: Job, steps: int) -> bool:
-    """Returns whether a run has been trained to its end and saved."""
-    return run.exists(job.folder) and (job.folder / "checkpoints" / str(steps)).is_dir()
 
 
 def _shares(count: int) -> list[Sequence[int]]:
@@ -209,44 +172,9 @@ def _bound(cores: Sequence[int]) -> Callable[[], None]:
     return bind
 
 
-def _cells(progress: Progress) -> list[str]:
-    state, row = progress.state, progress.row
-    if progress.steps and state != "done":
-        state += f", {progress.steps / progress.total:.0%}"
-    returns = [row.get(f"eval/return_{stage}") for stage in ("pre", "post")]
-    speed = row.get("time/env_steps_per_second") if progress.state == "running" else None
-    return [
-        progress.job.name,
-        state,
-        f"{progress.steps:,}",
-        *("" if value is None else f"{value:.1f}" for value in returns),
-        f"{speed:,.0f}" if speed else "",
-        progress.left(),
-    ]
-
-
-def _table(runs: Sequence[Progress], caption: str | None = None) -> Table:
-    """Returns a table of runs; at the end, where there is no caption, without their speed."""
-    numbers = ["steps", "before", "after", *(("steps/s", "left") if caption else ())]
-    table = Table(caption=caption)
-    table.add_column("run", no_wrap=True)
-    table.add_column("state")
-    for name in numbers:
-        table.add_column(name, justify="right")
-    for progress in runs:
-        table.add_row(*_cells(progress)[: 2 + len(numbers)])
-    return table
-
-
-def _line(progress: Progress) -> str:
-    name, state, steps, before, after, *_ = _cells(progress)
-    returns = f" · return {before} → {after}" if before and progress.state == "done" else ""
-    return f"{name} · {state} · {steps} of {progress.total:,} steps{returns}"
-
-
 def _end(works: Sequence[Work], stop: Stop) -> int:
     runs = [progress for work in works for progress in work.runs]
-    console.print(_table(runs))
+    console.print(table(runs))
     for work in works:
         for progress in work.runs:
             if progress.state == "failed":
@@ -255,12 +183,7 @@ def _end(works: Sequence[Work], stop: Stop) -> int:
     states = {progress.state for progress in runs}
     unfinished = states - {"done", "failed"}
     what = f"go on with: {stop.again}" if states - {"done"} else "every row is in metrics.jsonl"
-    console.print(f"{_counts(runs)} · {what}", soft_wrap=True)
+    console.print(f"{counts(runs)} · {what}", soft_wrap=True)
     if unfinished:
         return SAVED
     return 1 if "failed" in states else 0
-
-
-def _counts(runs: Sequence[Progress]) -> str:
-    states = [progress.state for progress in runs]
-    return ", ".join(f"{states.count(x)} {x}" for x in _STATES if x in states)

@@ -69,15 +69,12 @@ class Mirror:
         """
         if self._fs is None:
             return
+        who = {"host": socket.gethostname(), "time": time.time()}
         try:
-            who = {"host": socket.gethostname(), "time": time.time()}
             self._fs.pipe_file(self._path(_STARTED), json.dumps(who).encode())
-            manifest = self.manifest()
         except Exception as error:  # of the storage's library, whichever it is
-            raise ConfigError(
-                f"mirror {self.url} refuses: {_reason(error)}; valid: a folder of a bucket that"
-                " you may read and write"
-            ) from None
+            raise self._refuses(error) from None
+        manifest = self.seen()
         self._there, self._steps = manifest["files"], manifest["steps"]
         if not manifest["files"] or self._steps <= _newest(self._folder):
             return
@@ -158,12 +155,24 @@ class Mirror:
             return why
         return ""
 
-    def manifest(self) -> dict[str, Any]:
-        """Returns what the bucket has of the run: `steps`, `files` and `row`."""
+    def seen(self) -> dict[str, Any]:
+        """Returns what the bucket has of the run: `steps`, -1 where it has none, `files` and `row`.
+
+        Raises:
+            ConfigError: it refuses.
+        """
         try:
             return dict(json.loads(self._fs.cat_file(self._path(_MANIFEST))))
         except FileNotFoundError:
             return {"steps": -1, "files": {}, "row": None}
+        except Exception as error:
+            raise self._refuses(error) from None
+
+    def _refuses(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"mirror {self.url} refuses: {_reason(error)}; valid: a folder of a bucket that you may"
+            " read and write"
+        )
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -231,7 +231,7 @@ class Tracker:
                 job_type="train",
                 id=ids[seed],
                 name=f"{config.task}-{run_id}-s{seed}",
-                tags=[config.task, config.profile, record["device"]],
+                tags=[config.task, config.profile, record["device"], *config.tracking.tags],
                 config=record,
                 dir=folder,
                 mode=mode,

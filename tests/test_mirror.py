@@ -80,13 +80,13 @@ def test_a_machine_that_is_lost_is_replaced_by_one_with_an_empty_disk(tmp_path, 
     process = start(lost, "--mirror", BUCKET)
     mirror = Mirror(BUCKET, Path("runs/point_goal/r"))
     until = time.monotonic() + 300
-    while mirror.manifest()["steps"] < 2000:
+    while mirror.seen()["steps"] < 2000:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    saved = mirror.manifest()
+    saved = mirror.seen()
     assert saved["row"]["env_steps"] >= saved["steps"]
     shutil.rmtree(lost)
 
@@ -102,16 +102,16 @@ def test_a_machine_that_is_lost_is_replaced_by_one_with_an_empty_disk(tmp_path, 
     said = ended(process)
     assert f"going on at {saved['steps']:,} steps" in said
     assert rows(bare) == rows(whole)  # none is missing, none is there twice
-    assert mirror.manifest()["steps"] == 20_000
+    assert mirror.seen()["steps"] == 20_000
     # What an older machine had is brought up to date, and nothing is done again.
     assert "going on at 20,000 steps" in ended(start(tmp_path / "third", "--mirror", BUCKET))
     assert rows(tmp_path / "third") == rows(whole)
     # The bucket has no more than the run directory.
     kept = {step.name for step in (path / "checkpoints").iterdir()}
-    there = {name.split("/")[1] for name in mirror.manifest()["files"] if "/" in name}
+    there = {name.split("/")[1] for name in mirror.seen()["files"] if "/" in name}
     assert there == kept
     found = {name.removeprefix(f"{mirror._root}/") for name in mirror._fs.find(str(mirror._root))}
-    assert found == {*mirror.manifest()["files"], "mirror.json", "started.json"}
+    assert found == {*mirror.seen()["files"], "mirror.json", "started.json"}
 
 
 def test_a_bucket_that_refuses_is_told_in_one_line_before_anything_starts(tmp_path, storage):
