@@ -9,7 +9,7 @@ sweep > /dev/null
 mv runs whole
 setsid bash -c "make --silent sweep SWEEP=$file WHERE=local ARGS='--population 6'" > /dev/null &
 until [ "$(rows)" -ge 96 ]; do sleep 1; done
-pkill -9 -f "experiments.cli train|jmql sweep"
+pkill -9 -f "run-id killed-|sweep .*killed.yaml"
 sleep 5
 echo "killed with $(rows) of $(cat whole/*/killed-*/metrics.jsonl | wc -l) rows; again:"
 sweep
