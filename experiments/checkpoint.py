@@ -10,11 +10,15 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+
+from experiments import hosts
 
 # Raised with every change of what a checkpoint holds.
 FORMAT = 4
 _KEEP = 3  # the newest, and two to fall back to
+_FIRST = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 
 
 class Mismatch(ValueError):
@@ -56,16 +60,21 @@ class Checkpoints:
         self._identity = json.loads(json.dumps({"format": FORMAT} | identity))
         self._defaults = json.loads(json.dumps(defaults or {}))
         self._folder, self._read_only = folder.absolute(), read_only
+        # Else orbax waits for the other hosts, who have nothing to write.
+        alone = {} if hosts.count() == 1 else {"multiprocessing_options": _FIRST}
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if read_only else _KEEP,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
+                create=False,
+                **alone,
             ),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "identity": ocp.JsonCheckpointHandler(),
+                "state": ocp.StandardCheckpointHandler(**alone),
+                "identity": ocp.JsonCheckpointHandler(**alone),
             },
         )
 
@@ -91,7 +100,7 @@ class Checkpoints:
         """
         self.wait()
         state = _plain(state)
-        if jax.default_backend() == "cpu":
+        if jax.default_backend() == "cpu" and hosts.count() == 1:
             # There orbax reads the arrays' own memory, and whoever is given it waits for that.
             state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(
@@ -191,8 +200,12 @@ def _plain(tree: Any) -> Any:
 
 
 def _asked(leaf: Any) -> Any:
-    """Returns what orbax is asked for: on the devices that are here, wherever it was saved."""
+    """Returns what orbax is asked for: on the devices that are here, wherever it was saved, or in
+    the memory of a host that tells the others.
+    """
     plain = jax.eval_shape(_plain, leaf)
+    if plain is not None and hosts.count() > 1:
+        return np.empty(plain.shape, plain.dtype)
     here = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if plain is None:
         return None

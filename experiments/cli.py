@@ -136,7 +136,27 @@ def _train(words: list[str]) -> int:
             config.validate()
         whole = dataclasses.replace(runs[0], seeds=sum(config.seeds for config in runs))
         devices.prepare(devices.count(whole, devices.cores()))
+        if whole.distributed:
+            return _on_many_hosts(runs, stop)
         return train.train(runs, stop)
+
+
+def _on_many_hosts(runs: list[RunConfig], stop: Stop) -> int:
+    """Trains on all hosts that run this command. One that fails must not wait for the others, nor
+    they for it: it ends without the farewell that JAX has them take.
+    """
+    from experiments import hosts, train
+
+    hosts.join()
+    try:
+        with hosts.together():
+            return train.train(runs, stop)
+    except ConfigError as error:
+        code, text = 2, str(error)
+    except RunFailed as error:
+        code, text = 1, str(error)
+    print(f"jmql: {text}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def _members(words: list[str]) -> list[RunConfig]:

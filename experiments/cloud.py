@@ -42,16 +42,24 @@ def submissions(batches: Sequence[Batch], bucket: str, tpu: str) -> list[list[st
         raise ConfigError(f"bucket is {bucket!r}; it must be gs://BUCKET or gs://BUCKET/FOLDER")
     if tpu not in kinds():
         raise ConfigError(f"tpu is {tpu!r}; valid: {', '.join(kinds())}")
-    return [_submission(batch, bucket, LAUNCH / f"{tpu}.yaml") for batch in batches]
+    if _is_slice(tpu):  # a run to itself
+        batches = [(job,) for batch in batches for job in batch]
+    return [_submission(batch, bucket, tpu) for batch in batches]
 
 
-def _submission(batch: Batch, bucket: str, file: Path) -> list[str]:
-    command = shlex.join(["jmql", "train", *words(batch), "--mirror", f"{bucket}/runs"])
+def _is_slice(tpu: str) -> bool:
+    """Returns whether a kind has several hosts, such as `v6e-16`."""
+    return "-" in tpu
+
+
+def _submission(batch: Batch, bucket: str, tpu: str) -> list[str]:
+    train = ["jmql", "train", *words(batch), "--mirror", f"{bucket}/runs"]
+    command = shlex.join([*train, *(["--distributed"] if _is_slice(tpu) else [])])
     return [
         *("sky", "jobs", "launch", "--yes", "--detach-run", "--name", job_name(batch)),
         *("--env", f"JMQL_BUCKET={bucket}", "--env", f"JMQL_COMMAND={command}"),
         *(("--secret", "WANDB_API_KEY") if "WANDB_API_KEY" in os.environ else ()),
-        os.path.relpath(file),
+        os.path.relpath(LAUNCH / f"{tpu}.yaml"),
     ]
 
 

@@ -68,6 +68,8 @@ class RunConfig(Config):
     observe_task: bool = False  # baseline: the observation shows the task (an oracle)
     devices: int = count(0, 0, kind=Kind.HOST)
     """accelerators, or cores, that share the work; 0: all that help"""
+    distributed: bool = field(default=False, metadata={"kind": Kind.HOST})
+    """several hosts run this same command, as one run on all their devices"""
     runs: str = field(default="runs", metadata={"kind": Kind.HOST})
     """folder that holds run directories"""
     mirror: str = field(default="", metadata={"kind": Kind.HOST})
@@ -87,11 +89,12 @@ class RunConfig(Config):
                 f"seed is {self.seed} and seeds is {self.seeds}; the last seed must be at most"
                 f" {LARGEST_SEED:,}"
             )
-        if self.mirror and not self.run_id:
-            raise ConfigError(
-                f"mirror is {self.mirror} and run_id is empty; it must be a name, by which another"
-                " machine finds the run"
-            )
+        for name in ("mirror", "distributed"):
+            if getattr(self, name) and not self.run_id:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)} and run_id is empty; it must be a name, by"
+                    " which other machines find the run"
+                )
         if self.run_id and not re.fullmatch(r"\w[\w.+-]*", self.run_id):
             raise ConfigError(
                 f"run_id is {self.run_id!r}; it must be a name of letters, digits, and . _ + -"

@@ -8,6 +8,7 @@ import jax
 import psutil
 from jax.interpreters import mlir
 
+from experiments import hosts
 from experiments.config import RunConfig
 from experiments.memory import CGROUPS
 from jmql import mesh, replay
@@ -110,16 +111,28 @@ def choose(config: RunConfig) -> jax.sharding.Mesh:
     """
     there = jax.device_count()
     used, can = count(config, there), valid(config, there)
+    if hosts.count() > 1:  # each must have a part
+        used, can = config.devices or there, [there] if there in can else []
     if used not in can:
+        valid_here = ", ".join(map(str, can)) or "none"
         raise ConfigError(
-            f"devices is {used}; valid here: {', '.join(map(str, can))} (there are {there}, and"
-            f" collect.rows {config.collect.rows}, td3.batch_size {config.td3.batch_size} and seeds"
+            f"devices is {used}; valid here: {valid_here} (there are {there}, and collect.rows"
+            f" {config.collect.rows}, td3.batch_size {config.td3.batch_size} and seeds"
             f" {config.seeds} are shared equally)"
         )
     sharers = _sharers(config, used)
+    return _mesh(used // sharers, sharers)
+
+
+def of_one() -> jax.sharding.Mesh:
+    """Returns the first device, [seeds, rows]."""
+    return _mesh(1, 1)
+
+
+def _mesh(groups: int, sharers: int) -> jax.sharding.Mesh:
     return jax.make_mesh(
-        (used // sharers, sharers),
+        (groups, sharers),
         (SEEDS, mesh.AXIS),
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        devices=jax.devices()[:used],
+        devices=jax.devices()[: groups * sharers],
     )

@@ -3,17 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import terminal
+from experiments import hosts, terminal
 from experiments.config import RunConfig, all_seeds
 from experiments.program import Program
 from experiments.stop import Stop
-from experiments.tracking import Tracker, to_rows
+from experiments.tracking import to_rows
 from jmql.train import TrainState
 from jmql.types import Array
 
@@ -22,12 +22,22 @@ Cycle = Callable[..., Any]  # `Program.cycle`, compiled
 Results = dict[str, np.ndarray]  # of one cycle, [S] or, of single tasks, [S, K]
 
 
+class Record(Protocol):
+    """Takes what a run was; `tracking.Tracker` does."""
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        """Takes the metrics of one cycle, a row a seed."""
+
+    def warn(self, text: str) -> None:
+        """Takes a line for log.txt."""
+
+
 @dataclasses.dataclass
 class Member:
     """A run that is trained, alone or side by side with others."""
 
     config: RunConfig
-    tracker: Tracker  # takes the rows of every cycle
+    record: Record
     failed: FloatingPointError | None = None  # why it is trained no more
 
 
@@ -61,7 +71,7 @@ def loop(
     """
     config, own = program.config, members[0].config.seeds
     per_round, updates = config.steps_per_round, config.train.updates_per_round
-    total, done = config.total_rounds, int(state.rounds[0])
+    total, done = config.total_rounds, int(hosts.local(state.rounds))
     filling = to_fill(config, state)
     begun, first, stopping = time.monotonic(), done, False
     with terminal.Bar(config.task, total * per_round, done * per_round) as bar:
@@ -95,7 +105,8 @@ def loop(
                 begun, first = time.monotonic(), done
             if all(member.failed for member in members):
                 break
-            stopping = bool(stop.signal)  # read once: what comes later stops the next cycle
+            # Read once: what comes later stops the next cycle.
+            stopping = hosts.agree(bool(stop.signal))
             save(state, done * per_round, (fill and measured) or done == total or stopping)
             if measured:
                 slots = np.repeat([not member.failed for member in members], own)
@@ -129,14 +140,14 @@ def take(program: Program, member: Member, metrics: Results, missing: Sequence[s
         if failed.any():
             where = ", ".join(names[k] for k in np.flatnonzero(failed))
             steps = int(metrics["env_steps"][0])
-            member.tracker.warn(f"seed {seed}, {steps} steps: adaptation failed on {where}")
+            member.record.warn(f"seed {seed}, {steps} steps: adaptation failed on {where}")
     told = {name: x for name, x in metrics.items() if not name.startswith(tuple(missing))}
-    member.tracker.log(to_rows(told))
+    member.record.log(to_rows(told))
 
 
 def to_fill(config: RunConfig, state: TrainState) -> int:
     """Returns the rounds of random actions to come, by what the replay holds."""
-    return config.warmup_rounds - int(state.memory.size[0]) // config.collect.unroll
+    return config.warmup_rounds - int(hosts.local(state.memory.size)) // config.collect.unroll
 
 
 def fetched(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import devices, program
+from experiments import devices, hosts, program
 from experiments.config import RunConfig
 from experiments.program import Program
 from jmql import settings
@@ -56,11 +56,12 @@ def build(runs: Sequence[RunConfig]) -> Program:
 
 
 def alone(population: Program, run: RunConfig) -> Program:
-    """Returns the program of one run of a population, on one device if there are others."""
-    if len(population.runs) == 1:
+    """Returns the program of one run of a population, on one device if there are others, or other
+    hosts.
+    """
+    if len(population.runs) == 1 and hosts.count() == 1:
         return population
-    one = dataclasses.replace(run, devices=1)
-    over = devices.choose(one)
+    over = devices.of_one()
     shapes = jax.tree.map(
         lambda where, part: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((run.seeds, *x.shape[1:]), x.dtype, sharding=where),

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import envs
 from envs.base import Environment
-from experiments import devices, memory
+from experiments import devices, hosts, memory
 from experiments.config import RunConfig, all_seeds
 from jmql import cycle, mesh, mql, settings, train
 from jmql.config import Ranges
@@ -120,7 +120,8 @@ class Program:
         """
         flag = jnp.zeros((), bool)
         # Said, for XLA would put arrays without elements, which MJX's states have, elsewhere.
-        where = (shardings(self.mesh), None, None)
+        results = None if hosts.count() == 1 else NamedSharding(self.mesh, P())  # each reads them
+        where = (shardings(self.mesh), results, results)
         cycle = jax.jit(self.cycle, donate_argnums=0, out_shardings=where)
         return cycle.lower(self.shapes, jnp.int32(0), flag, flag, self.numbers).compile()
 

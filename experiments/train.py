@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from experiments import guard, loop, memory, population, run, terminal, tracking
+from experiments import guard, hosts, loop, memory, population, run, terminal, tracking
 from experiments.checkpoint import Checkpoints
 from experiments.config import RunConfig, RunFailed, all_seeds, refuse_other
 from experiments.loop import Member
 from experiments.mirror import Mirror
-from experiments.program import Program
+from experiments.program import Program, shardings
 from experiments.stop import SAVED, Stop
 from experiments.terminal import console
 from experiments.tracking import Tracker
@@ -48,6 +50,10 @@ def train(runs: Sequence[RunConfig], stop: Stop) -> int:
         ConfigError: a configuration cannot work; nothing has been written.
         RunFailed: anything else that ends a run early.
     """
+    if hosts.count() > 1 and len(runs) > 1:
+        raise ConfigError("distributed is True for several runs; valid: one with several seeds")
+    if not hosts.is_first():
+        return follow(runs, stop)
     program, found = opened(runs)
     folders = [folder for _, folder, _ in found]
     lone = shlex.quote(str(folders[0])) if len(runs) == 1 else ""
@@ -57,12 +63,13 @@ def train(runs: Sequence[RunConfig], stop: Stop) -> int:
         for folder in folders:
             stack.enter_context(guard.locked(folder))
         stack.enter_context(guard.logged(*folders))
+        stack.enter_context(hosts.together())
         places = [
             Place(alone, folder, stack.enter_context(run.checkpoints(folder, alone.config)), mirror)
             for alone, folder, mirror in found
         ]
         program, state, places, failed = begun(program, places)
-        config, done = program.config, int(state.rounds[0])
+        config, done = program.config, int(hosts.local(state.rounds))
         terminal.header(program, folders, done * config.steps_per_round)
         if done < config.total_rounds:
             done = go_on(program, state, places, stop, failed)
@@ -105,7 +112,8 @@ def opened(runs: Sequence[RunConfig]) -> tuple[Program, list[tuple[Program, Path
             alone = run.with_tasks(folder, alone)
             guard.refuse_unwritable(folder)
         found.append((alone, folder, mirror))
-    return population.on_tasks_of(program, [alone for alone, *_ in found]), found
+    program = population.on_tasks_of(program, [alone for alone, *_ in found])
+    return on_tasks_of_first(program), found
 
 
 def going_on(config: RunConfig) -> tuple[Path | None, Mirror]:
@@ -168,9 +176,58 @@ def begun(
         rows_of(place.program, place.folder, start)  # before more are added
     for place in kept:
         place.checkpoints.drop(step for step in place.checkpoints.steps() if step > start)
-    if not start:
-        return program, program.init(program.keys), kept, left
-    return program, population.joined(program, [states[i] for i in among]), kept, left
+    state = population.joined(program, [states[i] for i in among]) if start else None
+    return program, beginning(program, start, state), kept, left
+
+
+class Nowhere:
+    """Takes the rows of a run that another host writes down."""
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        """Takes the metrics of one cycle."""
+
+    def warn(self, text: str) -> None:
+        """Takes a line."""
+
+
+def follow(runs: Sequence[RunConfig], stop: Stop) -> int:
+    """Trains as `train` does on a host that is not the first: it writes and prints nothing."""
+    console.quiet = True
+    program = on_tasks_of_first(population.build(runs))
+    state = beginning(program)
+    done, total = int(hosts.local(state.rounds)), program.config.total_rounds
+    if done < total:
+        cycle, compile_seconds = stop.wait(compiled, program)
+        members, stop.ready = [Member(program.config, Nowhere())], True
+        save = saver(program, [], members)
+        done = loop.loop(program, cycle, state, members, save, stop, compile_seconds)
+        if members[0].failed:
+            raise RunFailed(str(members[0].failed))
+    return 0 if done == total else SAVED
+
+
+def on_tasks_of_first(program: Program) -> Program:
+    """Returns a program with the tasks of the first host, which may have read them."""
+    tasks = (program.train_tasks, program.held_out)
+    train_tasks, held_out = jax.tree.map(jnp.asarray, hosts.told(tasks, tasks))
+    return dataclasses.replace(program, train_tasks=train_tasks, held_out=held_out)
+
+
+def beginning(program: Program, start: int = 0, state: TrainState | None = None) -> TrainState:
+    """Returns the TrainState [S, ...] that training goes on from, on all devices of all hosts.
+
+    Args:
+        program: what is trained.
+        start: its steps, as the first host says.
+        state: of the first host, if there are any.
+    """
+    begun = np.int32(start // program.config.steps_per_round)
+    if not hosts.told(begun, begun):
+        return program.init(program.keys)
+    if hosts.count() > 1:
+        return hosts.placed(hosts.told(state, program.shapes), shardings(program.mesh))
+    assert state is not None
+    return state
 
 
 def go_on(
@@ -208,37 +265,37 @@ def go_on(
             if not place.checkpoints.steps():  # the lock is ours, and nothing has been learned here
                 shutil.rmtree(place.folder, ignore_errors=True)
         raise
-    steps = int(state.rounds[0]) * config.steps_per_round
+    steps = int(hosts.local(state.rounds)) * config.steps_per_round
     with contextlib.ExitStack() as stack:
-        members = [
-            Member(x.program.config, stack.enter_context(tracker))
-            for x, record in zip(places, records, strict=True)
-            for tracker in [Tracker(x.folder, x.program.config, record, steps)]
+        trackers = [
+            stack.enter_context(Tracker(place.folder, place.program.config, record, steps))
+            for place, record in zip(places, records, strict=True)
         ]
+        members = [Member(x.program.config, y) for x, y in zip(places, trackers, strict=True)]
         save = saver(program, places, members)
         stop.ready = True
         done = loop.loop(program, cycle, state, members, save, stop, compile_seconds)
-        for place, member in zip(places, members, strict=True):
+        for place, member, tracker in zip(places, members, trackers, strict=True):
             if member.failed:
-                failed[place.folder] = why = (
+                failed[place.folder] = (
                     f"{member.failed}; the last good checkpoint is {last_good(place.checkpoints)},"
                     f" every setting is in {place.folder / 'config.json'}"
                 )
-                member.tracker.exit_code = 1
-                member.tracker.warn(why)
+                tracker.exit_code = 1
+                tracker.warn(failed[place.folder])
         if all(member.failed for member in members):
             raise RunFailed("; ".join(failed.values())) from members[0].failed
         stop.saved = True
-        for place, member in zip(places, members, strict=True):
+        for place, member, tracker in zip(places, members, trackers, strict=True):
             if done < config.total_rounds:
-                member.tracker.exit_code = SAVED
+                tracker.exit_code = SAVED
             elif not member.failed:
                 rows = tracking.read(place.folder)[-member.config.seeds :]
-                member.tracker.tasks(["task", *program.stages], per_task(program, rows))
-    urls = [url for member in members for url in member.tracker.urls]
+                tracker.tasks(["task", *program.stages], per_task(program, rows))
+    urls = [url for tracker in trackers for url in tracker.urls]
     console.print(
         f"trained for {terminal.human_time(time.monotonic() - started)};"
-        f" W&B: {', '.join(urls) or members[0].tracker.wandb}",
+        f" W&B: {', '.join(urls) or trackers[0].wandb}",
         soft_wrap=True,
     )
     return done
@@ -256,7 +313,7 @@ def refuse_shorter(config: RunConfig, folder: Path, done: int) -> None:
 def refuse_endless_refill(program: Program, state: TrainState) -> None:
     """Raises ConfigError if a replay that was not saved takes all that is left of a run to fill."""
     config = program.config
-    left = config.total_rounds - int(state.rounds[0])
+    left = config.total_rounds - int(hosts.local(state.rounds))
     if loop.to_fill(config, state) >= left:
         raise ConfigError(
             f"train.env_steps is {config.train.env_steps}; {left} rounds are left, and the replay,"
@@ -277,7 +334,7 @@ def compiled(program: Program) -> tuple[jax.stages.Compiled, float]:
 
 def saver(program: Program, places: Sequence[Place], members: Sequence[Member]) -> loop.Save:
     """Returns a function of (state, steps, now) that saves by the clock, or at once, those runs
-    that have not failed.
+    that have not failed. Hosts other than the first, without places, only give their part.
 
     Raises:
         RunFailed: a save failed; the message says what is needed and what there is.
@@ -287,14 +344,16 @@ def saver(program: Program, places: Sequence[Place], members: Sequence[Member]) 
     def save(state: TrainState, steps: int, now: bool) -> None:
         nonlocal last
         due = now or time.monotonic() - last >= 60 * program.config.checkpoint.minutes
+        due = hosts.agree(due)
         last = time.monotonic() if due else last
-        alive = [i for i, member in enumerate(members) if not member.failed]
+        kept = run.saved(program.config, state)
+        kept = hosts.gathered(kept) if due else kept
+        alive = [i for i in range(len(places)) if not members[i].failed]
         for i in alive:
             with explained(places[i], steps):
                 places[i].checkpoints.check()
                 if due:
-                    part = population.part(program, run.saved(program.config, state), i)
-                    places[i].checkpoints.save(steps, part)
+                    places[i].checkpoints.save(steps, population.part(program, kept, i))
                     places[i].mirror.push(places[i].checkpoints)
         for i in alive if now else ():
             with explained(places[i], steps):

@@ -37,14 +37,17 @@ hypothesis.settings.load_profile("jmql")
 SLOW = {
     f"tests.test_{name}"
     for name in (
-        "adapt checkpoint door envs evaluate families figures mesh outside parity policy probes"
-        " resume studies tracking train"
+        "adapt checkpoint door envs evaluate families figures hosts mesh mirror outside parity"
+        " policy population probes resume studies tracking train"
     ).split()
 }
 
 
 # A worker takes a file at a time: the longest first, so that none is left alone with one.
-LONGEST = "resume parity cli sweep envs mesh train adapt evaluate outside probes door".split()
+LONGEST = (
+    "resume parity cli sweep hosts envs population mirror mesh train adapt evaluate outside probes"
+    " door"
+).split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

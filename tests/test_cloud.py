@@ -75,6 +75,13 @@ def test_what_is_submitted(batches, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x")
     (command,) = cloud.submissions(batches, BUCKET, "v6e")
     assert command[-3:] == ["--secret", "WANDB_API_KEY", file]  # by its name, not its value
+    # On a slice each run is alone, and every host has the same command.
+    for command, job in zip(cloud.submissions(batches, BUCKET, "v6e-16"), batches[0], strict=True):
+        assert shlex.split(command[command.index("--env") + 3])[3:] == [
+            *job.words[1:],
+            *("--mirror", "gs://b/jmql/runs", "--distributed"),
+        ]
+        assert command[-1].endswith("v6e-16.yaml")
     with pytest.raises(ConfigError, match="bucket is ''; it must be gs://BUCKET"):
         cloud.submissions(batches, "", "v6e")
     with pytest.raises(ConfigError, match=r"tpu is 'v7x'; valid: v5e, .*v6e"):

@@ -298,7 +298,7 @@ def test_host_fetches_once_a_cycle(built, cycle, monkeypatch):
             built, cycle, state, members, lambda state, *when: saved.append(when), stop, 0.0
         )
     # 6 rounds: 2 of warm-up, then two cycles of 2.
-    assert len(fetched) == len(members[0].tracker) == 3
+    assert len(fetched) == len(members[0].record) == 3
     assert saved == [(80, True), (160, False), (240, True)]
     assert rounds == 6
 
@@ -320,7 +320,7 @@ def test_warm_up_in_several_cycles_is_evaluated_once(built):
         host.loop(short, cycle, state, members, lambda _, *when: saved.append(when), stop, 0.0)
     # What fills the replay is a row too, for its blow-ups; only the last has returns.
     assert calls[:3] == [(1, True, False), (1, True, False), (1, True, True)]
-    assert [sorted(x)[:2] for x in members[0].tracker[:3]] == [
+    assert [sorted(x)[:2] for x in members[0].record[:3]] == [
         ["collect/blew_up", "env_steps"],
         ["collect/blew_up", "env_steps"],
         ["adapt/failed", "collect/blew_up"],
@@ -341,7 +341,7 @@ def test_a_run_that_is_stopped_in_its_warm_up_goes_on_as_if_nothing_had(built, c
         host.loop(short, cycle, begin, members[0], save, stop, 0.0)
         straight = kept[-1]
         host.loop(short, cycle, kept[0], members[1], save, stop, 0.0)
-    whole, rows = (member.tracker for (member,) in members)
+    whole, rows = (member.record for (member,) in members)
     chex.assert_trees_all_equal(host_values(kept[-1]), host_values(straight))
     assert [row["env_steps"] for row in whole] == [40, 80, 120, 160]
     assert [row["env_steps"] for row in rows] == [80, 120, 160]
@@ -363,7 +363,7 @@ def test_steps_are_counted_beyond_32_bits(built):
 
     with Stop() as stop:
         assert host.loop(long, cycle, state, members, lambda *_: None, stop, 0.0) == 10**10 // 40
-    assert [row["env_steps"] for row in members[0].tracker] == [10**10]
+    assert [row["env_steps"] for row in members[0].record] == [10**10]
 
 
 COLLECT = {

@@ -5,13 +5,14 @@ cd "$(dirname "$0")/../../.."
 file=experiments/results/sweeps/killed.yaml
 sweep() { make --silent sweep SWEEP=$file WHERE=local ARGS="--population 6"; }
 rows() { cat runs/*/killed-*/metrics.jsonl 2>/dev/null | wc -l; }
-sweep > /dev/null
-mv runs whole
-setsid bash -c "make --silent sweep SWEEP=$file WHERE=local ARGS='--population 6'" > /dev/null &
-until [ "$(rows)" -ge 96 ]; do sleep 1; done
-pkill -9 -f "run-id killed-|sweep .*killed.yaml"
-sleep 5
-echo "killed with $(rows) of $(cat whole/*/killed-*/metrics.jsonl | wc -l) rows; again:"
+[ -d whole ] || { sweep > /dev/null && mv runs whole; }
+for count in 24 54; do
+  setsid make --silent sweep SWEEP=$file WHERE=local ARGS="--population 6" > /dev/null &
+  until [ "$(rows)" -ge $count ]; do sleep 0.5; done
+  pkill -9 -f "run-id killed-|sweep .*killed.yaml"
+  sleep 3
+  echo "killed with $(rows) of $(cat whole/*/killed-*/metrics.jsonl | wc -l) rows"
+done
 sweep
 python3 - <<'PY'
 import glob, json
