@@ -48,6 +48,10 @@ def build(runs: Sequence[RunConfig]) -> Program:
                 f"{name} differs between runs of one process; valid: differences of"
                 f" {', '.join(sorted(free - {'resume'}))}"
             )
+    names = [run.run_id for run in runs if run.run_id]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"run_id {name} is given twice; valid: a name for each run")
     for run in runs:
         run.validate()
     seeds = sum(run.seeds for run in runs)

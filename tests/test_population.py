@@ -82,6 +82,9 @@ def test_what_the_compiled_program_depends_on_is_refused():
         ((part, values),) = changed.items()
         with pytest.raises(ConfigError, match=f"{part}.{min(values)} differs between runs of one"):
             population.build([tiny.CONFIG, tiny.changed(**changed)])
+    named = settings.replaced(tiny.CONFIG, {"run_id": "a"})
+    with pytest.raises(ConfigError, match="run_id a is given twice"):
+        population.build([named, settings.replaced(named, {"seed": 1})])
     with pytest.raises(ConfigError, match=r"td3.tau is 7"):
         population.build([tiny.CONFIG, settings.replaced(tiny.CONFIG, {"td3.tau": 7.0})])
 
