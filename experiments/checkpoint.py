@@ -119,14 +119,13 @@ class Checkpoints:
         """Returns the steps of the checkpoints that are complete, but for those past `up_to`."""
         return [step for step in self._manager.all_steps() if step <= up_to]
 
-    @property
     def saving(self) -> bool:
-        """Whether a save has not ended yet."""
+        """Returns whether a save has not ended yet."""
         return bool(self._manager.is_saving_in_progress())
 
     def check(self) -> None:
         """Raises what went wrong with a save that has ended; does not wait for one that has not."""
-        if not self.saving:
+        if not self.saving():
             self.wait()
 
     def drop(self, steps: Iterable[int]) -> None:

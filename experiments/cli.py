@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +78,6 @@ class SweepStopArgs(Settings):
     """Cancels the jobs of a sweep on Cloud TPU; submitted again, they go on."""
 
     file: Path  # of the sweep
-    population: Literal["off"] | int = count(8)  # as it was submitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +155,9 @@ def _on_many_hosts(runs: list[RunConfig], stop: Stop) -> int:
         code, text = 2, str(error)
     except RunFailed as error:
         code, text = 1, str(error)
+    except Exception as error:  # which on another host than the first is in no log
+        traceback.print_exc()
+        code, text = 1, f"{type(error).__name__}: {error}"
     print(f"jmql: {text}", file=sys.stderr, flush=True)
     os._exit(code)
 
@@ -169,6 +172,8 @@ def _members(words: list[str]) -> list[RunConfig]:
         name, equals, value = word.partition("=")
         if name == "--member":
             own.append(value if equals else next(rest, ""))
+            if not own[-1].strip():
+                raise ConfigError("--member has no words; valid: such as --member '--seed 1'")
         else:
             shared.append(word)
     try:
@@ -247,7 +252,7 @@ def _sweep(words: list[str]) -> int:
         if args.where == "tpu":
             from experiments import cloud
 
-            return cloud.submit(cloud.submissions(batches, args.bucket, args.tpu))
+            return cloud.submit(batches, args.bucket, args.tpu)
         from experiments import here
 
         return here.sweep(batches, args.jobs, stop)
@@ -262,10 +267,9 @@ def _sweep_status(words: list[str]) -> int:
 
 def _sweep_stop(words: list[str]) -> int:
     args = _parse(SweepStopArgs, "sweep-stop", _file_first(words))
-    args.validate()
     from experiments import cloud
 
-    return cloud.stop(_batches(args.file, args.population))
+    return cloud.stop(_batches(args.file))
 
 
 def _file_first(words: list[str]) -> list[str]:

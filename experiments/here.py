@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from rich.live import Live
 
-from experiments import guard
+from experiments import guard, run
 from experiments.config import RunFailed
 from experiments.progress import HELD, Progress, counts, finished, line, table
 from experiments.stop import SAVED, Stop
@@ -78,6 +78,8 @@ class Work:
         for progress in self.left:
             if finished(progress.job, progress.total):
                 progress.state = "done"
+            elif (progress.job.folder / run.FAILED).exists():
+                progress.state = "failed"
             else:  # before it could answer, the signal has ended it
                 progress.state = "stopped" if code in (SAVED, -signal.SIGTERM) else "failed"
 

@@ -48,7 +48,7 @@ def build(runs: Sequence[RunConfig]) -> Program:
                 f"{name} differs between runs of one process; valid: differences of"
                 f" {', '.join(sorted(free - {'resume'}))}"
             )
-    names = [run.run_id for run in runs if run.run_id]
+    names = [run.run_id or run.resume for run in runs if run.run_id or run.resume]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"run_id {name} is given twice; valid: a name for each run")
@@ -78,16 +78,23 @@ def alone(population: Program, run: RunConfig) -> Program:
 
 
 def joined(population: Program, states: Sequence[TrainState]) -> TrainState:
-    """Returns the TrainState [S, ...] of a population, of those of its runs."""
-    if len(states) == 1:
-        return states[0]
+    """Returns the TrainState [S, ...] of a population, of those of its runs as `in_memory`."""
 
-    def join(*leaves: Any) -> Any:
-        if jax.dtypes.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(join(*map(jax.random.key_data, leaves)))
-        return np.concatenate([np.asarray(x) for x in leaves])  # they may be on other devices
+    def join(like: Any, *leaves: Any) -> Any:
+        whole = np.concatenate(leaves)
+        return jax.random.wrap_key_data(jnp.asarray(whole)) if _is_key(like) else whole
 
-    return jax.device_put(jax.tree.map(join, *states), program.shardings(population.mesh))
+    whole = jax.tree.map(join, population.shapes, *states)
+    return jax.device_put(whole, program.shardings(population.mesh))
+
+
+def in_memory(state: TrainState) -> TrainState:
+    """Returns a state in the host's memory, keys as their data."""
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), state)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def part(population: Program, state: TrainState, index: int) -> TrainState:
@@ -103,21 +110,24 @@ def _part(state: TrainState, first: jax.Array, count: int) -> TrainState:
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, count), state)
 
 
-def shared(steps: Sequence[Collection[int]], reached: Sequence[int], nothing: int) -> int:
-    """Returns the step that runs go on from together: the newest of their checkpoints, if it is not
-    one that another run had reached, too, when a kill came between the saves of the two.
+def together(steps: Sequence[Collection[int]], nothing: int) -> list[tuple[int, list[int]]]:
+    """Returns which runs go on together, from which step, for each group of them.
+
+    They do so from the newest step that all have a checkpoint of: a kill comes between two saves.
+    Where there is none, those whose newest is the same are a group.
 
     Args:
         steps: of the checkpoints of each run.
-        reached: steps of each run of which there are results.
         nothing: up to so many there is nothing that would be lost by beginning anew.
     """
-    candidates = sorted({0}.union(*steps), reverse=True)
-    for step in candidates:
-        lack = [i for i, saved in enumerate(steps) if step not in saved and reached[i] >= step]
-        if (step and not lack) or (not step and candidates[0] <= nothing):
-            return step
-    return candidates[0]
+    everyone = list(range(len(steps)))
+    common = set(steps[0]).intersection(*steps)
+    if common:
+        return [(max(common), everyone)]
+    newest = [max(saved, default=0) for saved in steps]
+    if max(newest) <= nothing:
+        return [(0, everyone)]
+    return [(step, [i for i in everyone if newest[i] == step]) for step in sorted(set(newest))]
 
 
 def on_tasks_of(population: Program, runs: Sequence[Program]) -> Program:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import secrets
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -29,6 +30,7 @@ from jmql.settings import ConfigError, Kind, flatten
 from jmql.train import TrainState
 
 _CONFIG, _TASKS = "config.json", "tasks.npz"
+FAILED = "failed.txt"  # why a run cannot go on
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx")
 
 
@@ -66,6 +68,15 @@ def create(program: Program) -> Path:
     except OSError as error:
         raise RunFailed(f"no run directory can be made in {parent}: {error}") from None
     return folder
+
+
+def remove(folder: Path) -> None:
+    """Removes what `create` has made, and what came after; not what a sweep writes beside it."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in (_CONFIG, _TASKS, "log.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is there
+        folder.rmdir()
 
 
 def write_record(folder: Path, config: RunConfig) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def read(path: Path, parse: Callable[[list[str]], RunConfig]) -> list[Job]:
                 f"{path} makes the name {run_id[:40]}... of {size} bytes; it must have at"
                 f" most {_LONGEST}: vary less, or in sweeps of their own"
             )
-        tags = {"tracking.tags": (name, *base.get("tracking.tags", ()))}
+        tags = {"tracking.tags": (name, *(base | varied).get("tracking.tags", ()))}
         words = [*_flags(base | varied | tags), "--seed", seed, "--run-id", run_id]
         jobs.append(_job(path, words, parse))
     seen: dict[RunConfig, str] = {}

@@ -141,6 +141,9 @@ def _answers(url: str) -> bool:
         return False
 
 
+_live: list[Any] = []  # W&B's runs that this process has begun, of other trackers
+
+
 class Tracker:
     """Writes one row for each seed and cycle. W&B that fails is reported once and left alone.
 
@@ -176,6 +179,7 @@ class Tracker:
                 run.finish(exit_code=1 if error else self.exit_code)
         except Exception as error:
             self._fail(error)
+        _live.clear()  # trackers of a process end together
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Writes the metrics of one cycle, one row a seed. Values that do not exist are left out.
@@ -253,7 +257,8 @@ class Tracker:
             url = wandb.setup().settings.base_url
             if not _answers(url):
                 self.warn(f"W&B at {url} does not answer, recording offline")
-                wandb.teardown()
+                if not _live:  # it would end them
+                    wandb.teardown()
                 mode = "offline"
         # W&B's own process reads this when it starts; without it, it still looks for the server.
         os.environ["WANDB_MODE"] = mode
@@ -261,13 +266,14 @@ class Tracker:
             try:
                 self._runs.append(init(seed, mode))
             except Exception as error:
-                if mode != "online":
+                if mode != "online" or _live:
                     raise
                 self.warn(f"W&B is not reachable, recording offline: {error}")
                 wandb.teardown()
                 os.environ["WANDB_MODE"] = mode = "offline"
                 self._runs.append(init(seed, mode))
         self.wandb = mode
+        _live.extend(self._runs)
 
     def _fail(self, error: Exception) -> None:
         self.warn(f"W&B stopped: {error}")

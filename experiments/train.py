@@ -34,6 +34,7 @@ class Place:
     folder: Path
     checkpoints: Checkpoints
     mirror: Mirror
+    steps: list[int] = dataclasses.field(default_factory=list)  # of checkpoints, but for damaged
 
 
 def train(runs: Sequence[RunConfig], stop: Stop) -> int:
@@ -59,26 +60,24 @@ def train(runs: Sequence[RunConfig], stop: Stop) -> int:
     lone = shlex.quote(str(folders[0])) if len(runs) == 1 else ""
     if lone:
         stop.again = f"make train RESUME={lone}"
+    failed: dict[Path, RunFailed] = {}
+    refused: list[str] = []  # by mirrors
     with contextlib.ExitStack() as stack:
         for folder in folders:
             stack.enter_context(guard.locked(folder))
+        stack.callback(lambda: refused.extend(mirror.finish() for *_, mirror in found))
         stack.enter_context(guard.logged(*folders))
         stack.enter_context(hosts.together())
         places = [
             Place(alone, folder, stack.enter_context(run.checkpoints(folder, alone.config)), mirror)
             for alone, folder, mirror in found
         ]
-        program, state, places, failed = begun(program, places)
-        config, done = program.config, int(hosts.local(state.rounds))
-        terminal.header(program, folders, done * config.steps_per_round)
-        if done < config.total_rounds:
-            done = go_on(program, state, places, stop, failed)
-        steps, whole = done * config.steps_per_round, config.total_rounds * config.steps_per_round
+        steps, whole = train_all(program, places, stop, failed)
+        if lone and failed:
+            raise failed[folders[0]]
         ended = [place for place in places if steps == whole and place.folder not in failed]
-        for place in places:
-            place.mirror.finish(place.checkpoints)
-        if ended:
-            rows = {place.folder: rows_of(place.program, place.folder, steps) for place in ended}
+        rows = {place.folder: rows_of(place.program, place.folder, whole) for place in ended}
+        if rows:
             terminal.report(program, rows)
     for folder, why in failed.items():
         console.print(f"{folder.name} failed: {why}", soft_wrap=True)
@@ -87,10 +86,76 @@ def train(runs: Sequence[RunConfig], stop: Stop) -> int:
     if steps < whole:
         console.print(f"stopped by {stop.signal} and saved at {steps:,} of {whole:,} steps")
         again = stop.again
+    refused = list(filter(None, refused))
+    for text in refused:
+        console.print(text, soft_wrap=True)
     console.print(f"{where} · next: {again}", soft_wrap=True)
-    if failed and steps == whole:
+    if steps < whole:
+        return SAVED
+    if failed:
         raise RunFailed(f"failed: {', '.join(folder.name for folder in failed)}")
-    return 0 if steps == whole else SAVED
+    if refused:
+        raise RunFailed("; ".join(refused))
+    return 0
+
+
+def train_all(
+    program: Program, places: Sequence[Place], stop: Stop, failed: dict[Path, RunFailed]
+) -> tuple[int, int]:
+    """Trains runs, those side by side that go on from the same step, one group after the other.
+
+    Args:
+        program: of all of them.
+        places: of the runs.
+        stop: entered.
+        failed: takes why a run is not trained to its end.
+
+    Returns:
+        The steps of the last group that was trained, and of the whole of a run.
+    """
+    for place in places:
+        place.steps = place.checkpoints.steps()
+        if not place.steps and any(row["updates"] for row in tracking.read(place.folder)):
+            raise RunFailed(
+                f"{place.folder} has results but no checkpoint; nothing has been changed"
+            )
+    per_round, total = program.config.steps_per_round, program.config.total_rounds
+    done, waiting = total, groups(program, places)
+    while waiting and done == total:
+        start, group = waiting.pop(0)
+        one = program
+        if len(group) < len(places):
+            alone = [place.program for place in group]
+            one = population.on_tasks_of(population.build([x.config for x in alone]), alone)
+        state = begun(one, group, start)
+        if state is None:  # a checkpoint is damaged
+            waiting = groups(one, group) + waiting
+            continue
+        done = int(hosts.local(state.rounds))
+        if done < total or len(group) == len(places):
+            terminal.header(one, [place.folder for place in group], done * per_round)
+        if done < total:
+            done = go_on(one, state, group, stop, failed)
+    return done * per_round, total * per_round
+
+
+def groups(program: Program, places: Sequence[Place]) -> list[tuple[int, list[Place]]]:
+    """Returns runs that go on together, from which step: what is done first, and what has failed
+    before last, each run alone.
+    """
+    config = program.config
+    whole, warmup = (
+        rounds * config.steps_per_round for rounds in (config.total_rounds, config.warmup_rounds)
+    )
+    done = [place for place in places if whole in place.steps]
+    rest = [place for place in places if whole not in place.steps]
+    again = [place for place in rest if (place.folder / run.FAILED).exists()]
+    rest = [place for place in rest if place not in again]
+    found = [(whole, done)] if done else []
+    if rest:
+        for start, among in population.together([place.steps for place in rest], warmup):
+            found.append((start, [rest[i] for i in among]))
+    return found + [(max(place.steps, default=0), [place]) for place in again]
 
 
 def opened(runs: Sequence[RunConfig]) -> tuple[Program, list[tuple[Program, Path, Mirror]]]:
@@ -106,14 +171,17 @@ def opened(runs: Sequence[RunConfig]) -> tuple[Program, list[tuple[Program, Path
     found = []
     for config, (folder, mirror) in zip(program.runs, there, strict=True):
         alone = population.alone(program, config)
-        if folder is None or not run.exists(folder):
-            folder = run.create(alone)
-        else:
+        if folder is not None and run.exists(folder):
             alone = run.with_tasks(folder, alone)
             guard.refuse_unwritable(folder)
         found.append((alone, folder, mirror))
     program = population.on_tasks_of(program, [alone for alone, *_ in found])
-    return on_tasks_of_first(program), found
+    # Only now, for nothing has been refused.
+    made = [
+        (alone, folder if folder and run.exists(folder) else run.create(alone), mirror)
+        for alone, folder, mirror in found
+    ]
+    return on_tasks_of_first(program), made
 
 
 def going_on(config: RunConfig) -> tuple[Path | None, Mirror]:
@@ -132,52 +200,29 @@ def going_on(config: RunConfig) -> tuple[Path | None, Mirror]:
     return folder, mirror
 
 
-def begun(
-    program: Program, places: Sequence[Place]
-) -> tuple[Program, TrainState, list[Place], dict[Path, str]]:
-    """Returns what is trained, from where: the program and its state, leaves [S, ...], of those
-    runs that go on from the same step; these; and why the others cannot, by their directories.
+def begun(program: Program, places: Sequence[Place], start: int) -> TrainState | None:
+    """Returns the TrainState [S, ...] of runs that go on from the same step, or None where a
+    checkpoint of that step is damaged, which `Place.steps` says no more.
 
     Raises:
         ConfigError: what is in a directory is not what its run has written.
-        RunFailed: there are results and no checkpoint, or checkpoints and none can be read.
+        RunFailed: no checkpoint can be read.
     """
-    steps, reached = [place.checkpoints.steps() for place in places], []
-    for place, saved in zip(places, steps, strict=True):
-        rows = tracking.read(place.folder)
-        if not saved and any(row["updates"] for row in rows):
-            raise RunFailed(
-                f"{place.folder} has results but no checkpoint; nothing has been changed"
-            )
-        reached.append(rows[-1]["env_steps"] if rows else 0)
-    warmup = program.config.warmup_rounds * program.config.steps_per_round
-    states: dict[int, TrainState] = {}
-    damaged = True
-    while damaged:
-        start, damaged = population.shared(steps, reached, warmup), False
-        among = [i for i, saved in enumerate(steps) if not start or start in saved]
-        for i in among if start else ():
-            place = places[i]
-            states[i], step = run.restore(place.folder, place.program, place.checkpoints, start)
-            steps[i] = [x for x in steps[i] if x <= step]
-            damaged = damaged or step < start
-    kept = [places[i] for i in among]
-    left = {
-        place.folder: f"it is at {reached[i]:,} steps and the others are at {start:,}; it can be"
-        " trained alone"
-        for i, place in enumerate(places)
-        if i not in among
-    }
-    if left:
-        alone = [place.program for place in kept]
-        program = population.on_tasks_of(population.build([x.config for x in alone]), alone)
-    for place in kept if start else ():
+    states = []
+    for place in places if start else ():
+        state, step = run.restore(place.folder, place.program, place.checkpoints, start)
+        place.steps = [saved for saved in place.steps if saved <= step]
+        if step < start:
+            return None
+        states.append(state if len(places) == 1 else population.in_memory(state))
+    for place in places if start else ():
         refuse_shorter(program.config, place.folder, start // program.config.steps_per_round)
         rows_of(place.program, place.folder, start)  # before more are added
-    for place in kept:
+    for place in places:
         place.checkpoints.drop(step for step in place.checkpoints.steps() if step > start)
-    state = population.joined(program, [states[i] for i in among]) if start else None
-    return program, beginning(program, start, state), kept, left
+    if len(states) > 1:
+        return population.joined(program, states)
+    return beginning(program, start, states[0] if states else None)
 
 
 class Nowhere:
@@ -235,7 +280,7 @@ def go_on(
     state: TrainState,
     places: Sequence[Place],
     stop: Stop,
-    failed: dict[Path, str],
+    failed: dict[Path, RunFailed],
 ) -> int:
     """Trains from a state to the end or to a signal; returns the rounds reached.
 
@@ -245,9 +290,6 @@ def go_on(
         places: its runs.
         stop: entered.
         failed: takes why a run is not trained to its end, by its directory.
-
-    Raises:
-        RunFailed: all failed.
     """
     started, config = time.monotonic(), program.config
     refuse_endless_refill(program, state)
@@ -263,9 +305,12 @@ def go_on(
     except ConfigError:
         for place in places:
             if not place.checkpoints.steps():  # the lock is ours, and nothing has been learned here
-                shutil.rmtree(place.folder, ignore_errors=True)
+                run.remove(place.folder)
         raise
     steps = int(hosts.local(state.rounds)) * config.steps_per_round
+    for place in places:
+        (place.folder / run.FAILED).unlink(missing_ok=True)
+    stop.saved = False
     with contextlib.ExitStack() as stack:
         trackers = [
             stack.enter_context(Tracker(place.folder, place.program.config, record, steps))
@@ -277,21 +322,24 @@ def go_on(
         done = loop.loop(program, cycle, state, members, save, stop, compile_seconds)
         for place, member, tracker in zip(places, members, trackers, strict=True):
             if member.failed:
-                failed[place.folder] = (
+                why = RunFailed(
                     f"{member.failed}; the last good checkpoint is {last_good(place.checkpoints)},"
                     f" every setting is in {place.folder / 'config.json'}"
                 )
-                tracker.exit_code = 1
-                tracker.warn(failed[place.folder])
-        if all(member.failed for member in members):
-            raise RunFailed("; ".join(failed.values())) from members[0].failed
-        stop.saved = True
+                why.__cause__ = member.failed
+                failed[place.folder], tracker.exit_code = why, 1
+                (place.folder / run.FAILED).write_text(f"{why}\n", encoding="utf-8")
+        stop.saved = not config.mirror  # else it is to be copied
         for place, member, tracker in zip(places, members, trackers, strict=True):
+            if member.failed:
+                continue
             if done < config.total_rounds:
                 tracker.exit_code = SAVED
-            elif not member.failed:
+            else:
                 rows = tracking.read(place.folder)[-member.config.seeds :]
                 tracker.tasks(["task", *program.stages], per_task(program, rows))
+        if all(member.failed for member in members):
+            done = config.total_rounds  # there is nothing to go on with
     urls = [url for tracker in trackers for url in tracker.urls]
     console.print(
         f"trained for {terminal.human_time(time.monotonic() - started)};"
@@ -354,7 +402,7 @@ def saver(program: Program, places: Sequence[Place], members: Sequence[Member]) 
                 places[i].checkpoints.check()
                 if due:
                     places[i].checkpoints.save(steps, population.part(program, kept, i))
-                    places[i].mirror.push(places[i].checkpoints)
+                    places[i].mirror.push(places[i].checkpoints.saving)
         for i in alive if now else ():
             with explained(places[i], steps):
                 places[i].checkpoints.wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import cli, cloud, sweep
+from experiments import cli, cloud, guard, sweep
 from experiments.config import RunFailed
 from jmql.settings import ConfigError
 
@@ -57,8 +57,8 @@ def test_scripts_are_shell(path):
 
 
 def test_what_is_submitted(batches, monkeypatch):
-    (command,) = cloud.submissions(batches, BUCKET, "v6e")
-    file = os.path.relpath(cloud.LAUNCH / "v6e.yaml")
+    (command,) = cloud.submissions(batches, f"{BUCKET}/", "v6e").values()
+    file = "experiments/launch/v6e.yaml"
     jmql = (
         "jmql train --task point_goal --tracking.tags lr --seed 0"
         " --member '--td3.learning-rate 3e-4 --run-id lr-lr3e-4-s0'"
@@ -73,14 +73,14 @@ def test_what_is_submitted(batches, monkeypatch):
         assert config.run_id == job.name
         assert config.mirror == "gs://b/jmql/runs"
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    (command,) = cloud.submissions(batches, BUCKET, "v6e")
+    (command,) = cloud.submissions(batches, BUCKET, "v6e").values()
     assert command[-3:] == ["--secret", "WANDB_API_KEY", file]  # by its name, not its value
     # On a slice each run is alone, and every host has the same command.
-    for command, job in zip(cloud.submissions(batches, BUCKET, "v6e-16"), batches[0], strict=True):
-        assert shlex.split(command[command.index("--env") + 3])[3:] == [
-            *job.words[1:],
-            *("--mirror", "gs://b/jmql/runs", "--distributed"),
-        ]
+    for command, job in zip(
+        cloud.submissions(batches, BUCKET, "v6e-16").values(), batches[0], strict=True
+    ):
+        (said,) = (word for word in command if word.startswith("JMQL_COMMAND="))
+        assert shlex.split(said)[2:] == [*job.words, "--mirror", f"{BUCKET}/runs", "--distributed"]
         assert command[-1].endswith("v6e-16.yaml")
     with pytest.raises(ConfigError, match="bucket is ''; it must be gs://BUCKET"):
         cloud.submissions(batches, "", "v6e")
@@ -93,39 +93,68 @@ def stand_in(folder: Path, name: str, code: int = 0) -> Path:
     log = folder / f"{name}.log"
     path = folder / "bin" / name
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f'#!/bin/bash\necho "$@" >> {log}\ncat > {folder}/stdin.last\nexit {code}\n')
+    path.write_text(
+        f'#!/bin/bash\necho "$@" >> {log}\n/bin/cat > {folder}/stdin.last\nexit {code}\n'
+    )
     path.chmod(0o755)
     return log
 
 
-def test_submitting_and_cancelling(batches, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def programs(tmp_path, monkeypatch) -> Path:
+    """No program can be found but those that are made here: none of this machine's is called."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path
+
+
+def test_submitting_and_cancelling(batches, programs, monkeypatch, capsys):
+    there = programs / "there"
+    monkeypatch.setattr(cloud, "_folder", lambda bucket: str(there))
     commands = cloud.submissions(batches, BUCKET, "v5e")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     with pytest.raises(ConfigError, match="SkyPilot is not here; valid: after `uv tool install"):
-        cloud.submit(commands)
-    assert shlex.join(commands[0]) in capsys.readouterr().out  # usable all the same
-    log = stand_in(tmp_path, "sky")
-    assert cloud.submit(commands) == 0
+        cloud.submit(batches, BUCKET, "v5e")
+    said = capsys.readouterr().out.splitlines()  # usable all the same
+    assert (Path(said[0].removeprefix("cd ")) / "experiments/launch/run.sh").exists()
+    assert said[1:] == [shlex.join(command) for command in commands.values()]
+    log = stand_in(programs, "sky")
+    assert cloud.submit(batches, BUCKET, "v5e") == 0
     assert cloud.stop(batches) == 0
-    launch, cancel = log.read_text().splitlines()
-    assert launch == " ".join(commands[0][1:])
-    assert cancel == "jobs cancel --yes --name jmql-lr-lr3e-4-s0"
-    stand_in(tmp_path, "sky", code=1)
-    with pytest.raises(RunFailed, match="SkyPilot has refused jmql-lr-lr3e-4-s0"):
-        cloud.submit(commands)
+    launch, *cancels = log.read_text().splitlines()
+    assert launch == " ".join(commands["jmql-lr-lr3e-4-s0"][1:])
+    assert cancels == [  # also where they were submitted one by one
+        "jobs cancel --yes --name jmql-lr-lr3e-4-s0",
+        "jobs cancel --yes --name jmql-lr-lr1e-3-s0",
+    ]
+    # What the bucket has to its end is not paid for again.
+    for job in batches[0]:
+        place = there / "runs/point_goal" / job.name
+        place.mkdir(parents=True)
+        (place / "mirror.json").write_text('{"steps": 64000, "files": {}, "row": null}')
+    log.unlink()
+    assert cloud.submit(batches, BUCKET, "v5e") == 0
+    assert "0 jobs submitted, 1 are done" in capsys.readouterr().out
+    assert not log.exists()
+    stand_in(programs, "sky", code=1)
+    with pytest.raises(RunFailed, match="`sky jobs cancel` has failed"):
+        cloud.stop(batches)
 
 
-def test_status_is_read_from_the_bucket(batches, tmp_path, capsys):
-    there = tmp_path / "there" / "runs" / "point_goal" / "lr-lr3e-4-s0"
+def test_status_is_read_from_the_bucket(batches, programs, capsys):
+    there = programs / "there" / "runs" / "point_goal" / "lr-lr3e-4-s0"
     there.mkdir(parents=True)
     (there / "mirror.json").write_text(
         '{"steps": 32000, "files": {}, "row": {"env_steps": 33600, "eval/return_pre": -12.34}}'
     )
-    assert cloud.status(batches, str(tmp_path / "there")) == 0
+    assert cloud.status(batches, f"{programs / 'there'}/") == 0
     said = capsys.readouterr().out
     assert "saved, 52%" in said
     assert "-12.3" in said
     assert "1 saved, 1 waiting" in said
+    folder = batches[0][0].folder
+    folder.mkdir(parents=True)
+    with guard.locked(folder):
+        assert cloud.status(batches, "") == 0
+    assert "1 running, 1 waiting" in capsys.readouterr().out
 
 
 def test_the_command_of_a_job_is_run_as_it_was_said(tmp_path):
@@ -181,4 +210,5 @@ def test_without_skypilot_gcloud_alone_asks_for_the_same_machine(tmp_path):
     assert "--runtime-version v2-alpha-tpuv6e" in log.read_text()
     wrong = run("v7-1")
     assert wrong.returncode == 2
-    assert wrong.stderr == "TPU is v7-1; valid: v6e-N, v5litepod-N\n"
+    assert wrong.stderr == "TPU is v7-1; valid: v6e-N, v5litepod-N, N 1, 4 or 8\n"
+    assert run("v6e-16").returncode == 2  # every host of it would run the command alone

@@ -61,17 +61,6 @@ def test_every_number_of_a_member_is_that_of_a_run_alone():
         chex.assert_trees_all_close(member[1:], alone[1:], rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", settings.numbers(tiny.CONFIG))
-def test_a_number_is_no_constant_of_the_compiled_program(name):
-    """Else runs that differ in it would be compiled one by one, and learn under the first's."""
-    other = settings.replaced(tiny.CONFIG, {name: settings.numbers(OTHER)[name]})
-    assert population.differing([tiny.CONFIG, other]) == [name]
-    built = population.build([tiny.CONFIG, other])
-    np.testing.assert_allclose(
-        built.numbers[name], [settings.numbers(x)[name] for x in (tiny.CONFIG, other)]
-    )
-
-
 def test_what_the_compiled_program_depends_on_is_refused():
     for changed in (
         {"td3": {"batch_size": 8}},
@@ -101,19 +90,19 @@ def test_the_words_of_members_stand_after_the_others():
 
 
 @pytest.mark.parametrize(
-    ("steps", "reached", "start"),
+    ("steps", "groups"),
     {
-        "together": ([[80, 160], [80, 160]], [160, 160], 160),
-        "new": ([[], []], [0, 0], 0),
-        "killed between two saves": ([[80, 160], [80, 160, 240]], [240, 240], 160),
-        "killed in the first save": ([[], [80]], [80, 80], 0),
-        "one had failed": ([[80], [80, 160], [80, 160]], [120, 200, 200], 160),
-        "one is new": ([[], [80, 160]], [0, 160], 160),
-        "nothing in common": ([[200], [240, 280]], [280, 290], 280),
+        "together": ([[80, 160], [80, 160]], [(160, [0, 1])]),
+        "new": ([[], []], [(0, [0, 1])]),
+        "killed between two saves": ([[80, 160], [80, 160, 240]], [(160, [0, 1])]),
+        "killed between their copies": ([[80], [80, 160, 240]], [(80, [0, 1])]),
+        "killed in the first save": ([[], [80]], [(0, [0, 1])]),
+        "two are new": ([[], [80, 160], []], [(0, [0, 2]), (160, [1])]),
+        "nothing in common": ([[200], [240, 280], [280]], [(200, [0]), (280, [1, 2])]),
     }.values(),
 )
-def test_they_go_on_from_the_step_that_loses_least(steps, reached, start):
-    assert population.shared(steps, reached, nothing=80) == start
+def test_who_goes_on_together_and_from_where(steps, groups):
+    assert population.together(steps, nothing=80) == groups
 
 
 @pytest.fixture
@@ -154,20 +143,19 @@ def test_a_population_makes_run_directories_that_are_like_any_other(runs, tmp_pa
     assert rows(folders[1])[:-1] == before[1]
 
     # A kill between two saves: all go on from the one before, to the same end.
-    assert train.train(runs[::2], Stop()) == 0
+    longer = [settings.replaced(config, {"train.env_steps": 320}) for config in runs[::2]]
     shutil.rmtree(folders[0] / "checkpoints" / "240")
-    assert train.train(runs[::2], Stop()) == 0
-    assert [rows(folder) for folder in folders[::2]] == before[::2]
-    assert (folders[0] / "checkpoints" / "240").is_dir()
+    assert train.train(longer, Stop()) == 0
+    assert [rows(folder)[:-1] for folder in folders[::2]] == before[::2]
+    assert {len(rows(folder)) for folder in folders} == {4}
 
-    # What is elsewhere is left and said.
-    with pytest.raises(RunFailed, match="failed: a, c"):
-        train.train(
-            [settings.replaced(x, {"train.env_steps": 320}) for x in (runs[0], runs[2], runs[1])],
-            Stop(),
-        )
-    said = capsys.readouterr().out
-    assert "a failed: it is at 240 steps and the others are at 320" in said
+    # What is done is left, what is elsewhere goes on from there, and none waits for another.
+    new = settings.replaced(longer[0], {"run_id": "d", "seed": 9})
+    capsys.readouterr()
+    assert train.train([*longer, new], Stop()) == 0
+    assert "seeds 9..9" in capsys.readouterr().out  # trained alone
+    assert [rows(folder)[:-1] for folder in folders[::2]] == before[::2]
+    assert len(rows(folders[0].with_name("d"))) == 4
 
 
 def test_one_that_diverges_does_not_end_the_others(runs, tmp_path, monkeypatch, capsys):
@@ -175,18 +163,30 @@ def test_one_that_diverges_does_not_end_the_others(runs, tmp_path, monkeypatch, 
 
     def cycle(state, rounds, warmup, evaluating, numbers):
         calls.append(numbers["td3.tau"].tolist())
-        loss = np.array([0.0, np.nan if len(calls) == 2 else 0.0, 0.0])
-        return state, *tiny.measured(2 * len(calls), 3, **{"train/critic_loss": loss})
+        loss = np.zeros(len(state.rounds))
+        if len(loss) == 3 and len(calls) == 2:
+            loss[1] = np.nan
+        done = int(state.rounds[0]) + 2
+        state = state.replace(rounds=state.rounds + 2)
+        return state, *tiny.measured(done, len(loss), **{"train/critic_loss": loss})
 
     monkeypatch.setattr(train, "compiled", lambda program: (cycle, 0.0))
     monkeypatch.setattr(memory, "of_program", lambda compiled: 0)
     with pytest.raises(RunFailed, match="failed: b"):
         train.train(runs, Stop())
+    assert len(calls) == 3
     np.testing.assert_allclose(calls[0], [0.005, 0.1, 0.005])
     said = capsys.readouterr().out
     assert "b failed: train/critic_loss of seed 3 is not finite" in said
     assert "the last good checkpoint is of 80 steps" in said
     lengths = [len(rows(tmp_path / "point_goal" / name)) for name in "abc"]
     assert lengths == [3, 1, 3]
-    logs = [(tmp_path / "point_goal" / name / "log.txt").exists() for name in "abc"]
-    assert logs == [False, True, False]
+    # It is remembered, and holds the others up no more: it alone is tried again.
+    marks = [(tmp_path / "point_goal" / name / "failed.txt").exists() for name in "abc"]
+    assert marks == [False, True, False]
+    calls.clear()
+    assert train.train(runs, Stop()) == 0
+    np.testing.assert_allclose(calls, [[0.1], [0.1]])
+    assert not (tmp_path / "point_goal" / "b" / "failed.txt").exists()
+    lengths = [len(rows(tmp_path / "point_goal" / name)) for name in "abc"]
+    assert lengths == [3, 3, 3]
