@@ -42,11 +42,11 @@ seeds: [0, 5]
     assert len(jobs) == 2 * 2 * 2 * 2
     assert sweep.command(jobs[:1]) == (
         "jmql train --task point_goal --tasks.train 8 --network.hidden-sizes 16 16"
-        " --td3.learning-rate 3e-4 --seed 0 --run-id lr-point_goal-lr3e-4-s0"
+        " --td3.learning-rate 3e-4 --tracking.tags lr --seed 0 --run-id lr-point_goal-lr3e-4-s0"
     )
     assert sweep.command(jobs[-1:]) == (
         "jmql train --task point_sparse --tasks.train 8 --network.hidden-sizes 16 16"
-        " --td3.learning-rate 1e-3 --network.no-normalize --split ood --seed 5"
+        " --td3.learning-rate 1e-3 --network.no-normalize --split ood --tracking.tags lr --seed 5"
         " --run-id lr-point_sparse-lr1e-3-no-normalize-ood-s5"
     )
     assert jobs[-1].folder == Path("runs/point_sparse/lr-point_sparse-lr1e-3-no-normalize-ood-s5")
@@ -81,7 +81,7 @@ seeds: [0, 1, 2]
     assert list(sweep.listing(whole[:1])) == [
         "# 6 runs side by side in one process, which differ in td3.tau, seed",
         f"# W&B groups {run.group(jobs[0].config)}, {run.group(jobs[6].config)}",
-        """jmql train --task point_goal --td3.batch-size 16 --td3.discount 0.9 \\
+        """jmql train --task point_goal --td3.batch-size 16 --td3.discount 0.9 --tracking.tags lr \\
   --member '--td3.tau 0.1 --seed 0 --run-id lr-tau0.1-batch_size16-discount0.9-s0' \\
   --member '--td3.tau 0.1 --seed 1 --run-id lr-tau0.1-batch_size16-discount0.9-s1' \\
   --member '--td3.tau 0.1 --seed 2 --run-id lr-tau0.1-batch_size16-discount0.9-s2' \\
