@@ -59,8 +59,9 @@ class SweepArgs(Settings):
     where: Literal["print", "local", "tpu"] = "print"
     """print: as a script for a shell; local: on this machine; tpu: on Cloud TPU, by SkyPilot"""
     jobs: int = count(1)  # processes at a time, here; each has as many cores
-    population: Literal["off"] | int = count(8)
-    """at most so many runs that differ in seeds and numbers share a process, side by side"""
+    population: Literal["auto", "off"] | int = count("auto")
+    """at most so many runs that differ in seeds and numbers share a process, side by side; auto: 8,
+    and on the cores of this machine 1, for there it is no faster"""
     bucket: str = ""  # gs://BUCKET/FOLDER, on Cloud TPU: for runs and compiled programs
     tpu: str = "v6e"  # a job file of experiments/launch
 
@@ -242,7 +243,12 @@ def _sweep(words: list[str]) -> int:
     args = _parse(SweepArgs, "sweep", _file_first(words))
     args.validate()
     with Stop() as stop:
-        batches = _batches(args.file, args.population)
+        from experiments import devices
+
+        most = 1 if args.population == "off" else args.population
+        if most == "auto":
+            most = 1 if args.where == "local" and not devices.accelerated() else 8
+        batches = _batches(args.file, most)
         if args.where == "print":
             from experiments import sweep
 
@@ -276,7 +282,7 @@ def _file_first(words: list[str]) -> list[str]:
     return ["--file", *words] if words and not words[0].startswith("-") else words
 
 
-def _batches(file: Path, population: int | str = "off") -> Any:
+def _batches(file: Path, most: int = 1) -> Any:
     """Returns the jobs of a sweep in batches; accelerators are left to them."""
     import jax
 
@@ -284,7 +290,7 @@ def _batches(file: Path, population: int | str = "off") -> Any:
 
     jax.config.update("jax_platforms", "cpu")
     jobs = sweep.read(file, _train_config)
-    return sweep.batches(jobs, 1 if isinstance(population, str) else population)
+    return sweep.batches(jobs, most)
 
 
 def _bench(words: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Which devices share the work of a run."""
 
+import importlib.util
 import math
 import os
 from typing import Any
@@ -17,6 +18,7 @@ from jmql.settings import ConfigError
 SEEDS = "seeds"  # the other axis: seeds have nothing to say to each other
 _SHARE = 32  # of a batch; a smaller one is not worth a device by itself
 _QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu")
 _HOST = "--xla_force_host_platform_device_count"
 
 
@@ -64,6 +66,11 @@ def factorise_one_by_one() -> None:
 
     each = mlir.lower_fun(factors, multiple_results=False)
     mlir.register_lowering(jax.lax.linalg.cholesky_p, lower, platform="cpu")
+
+
+def accelerated() -> bool:
+    """Returns whether JAX is installed for GPUs or a TPU here; it is not started for that."""
+    return any(importlib.util.find_spec(name) for name in _PLUGINS)
 
 
 def cores() -> int:

@@ -203,7 +203,7 @@ def test_a_disk_that_refuses_ends_a_sweep_in_one_line(tmp_path, monkeypatch):
 def start(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.cli", "sweep", "s.yaml", "--where", "local"]
     return subprocess.Popen(
-        [*command, "--jobs", "2"],
+        [*command, "--jobs", "2", "--population", "2"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
