@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import hosts
+from jmql.keys import is_key, plain
 
 # Raised with every change of what a checkpoint holds.
 FORMAT = 4
@@ -177,48 +178,38 @@ class Checkpoints:
         if saved is None:
             raise ValueError("the description of the state is missing")
         _same(_shapes(shapes), _shapes(saved))
-        plain = self._manager.restore(
+        stored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
         )["state"]
-        return _whole(like, plain)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return _whole(like, stored)
 
 
 def _plain(tree: Any) -> Any:
     """Returns what orbax can write: typed keys as their data, and no arrays without elements."""
-
-    def plain(leaf: Any) -> Any:
-        if not leaf.size:
-            return None
-        return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-    return jax.tree.map(plain, tree)
+    return jax.tree.map(lambda leaf: plain(leaf) if leaf.size else None, tree)
 
 
 def _asked(leaf: Any) -> Any:
     """Returns what orbax is asked for: on the devices that are here, wherever it was saved, or in
     the memory of a host that tells the others.
     """
-    plain = jax.eval_shape(_plain, leaf)
-    if plain is not None and hosts.count() > 1:
-        return np.empty(plain.shape, plain.dtype)
+    asked = jax.eval_shape(_plain, leaf)
+    if asked is not None and hosts.count() > 1:
+        return np.empty(asked.shape, asked.dtype)
     here = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    if plain is None:
+    if asked is None:
         return None
-    return jax.ShapeDtypeStruct(plain.shape, plain.dtype, sharding=here)
+    return jax.ShapeDtypeStruct(asked.shape, asked.dtype, sharding=here)
 
 
-def _whole(like: Any, plain: Any) -> Any:
-    """Returns the tree of which `plain` was made, whose shapes are those of `like`."""
-    stored = iter(jax.tree.leaves(plain))
+def _whole(like: Any, stored: Any) -> Any:
+    """Returns the tree of which `stored` was made, whose shapes are those of `like`."""
+    leaves = iter(jax.tree.leaves(stored))
 
     def whole(leaf: Any) -> Any:
         if not leaf.size:
             return jnp.zeros(leaf.shape, leaf.dtype)
-        return jax.random.wrap_key_data(next(stored)) if _is_key(leaf) else next(stored)
+        return jax.random.wrap_key_data(next(leaves)) if is_key(leaf) else next(leaves)
 
     return jax.tree.map(whole, like)
 

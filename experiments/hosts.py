@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.config import RunFailed
+from jmql.keys import is_key, plain
 from jmql.settings import ConfigError
 
 # What says which host this is, where no cloud does: JAX itself reads the first.
@@ -69,14 +70,14 @@ def told(tree: Any, shapes: Any) -> Any:
     """
     if count() == 1:
         return tree
-    like = jax.eval_shape(lambda tree: jax.tree.map(_plain, tree), shapes)
+    like = jax.eval_shape(lambda tree: jax.tree.map(plain, tree), shapes)
     if is_first():
-        plain = jax.tree.map(_plain, tree)
+        ours = jax.tree.map(plain, tree)
     else:
-        plain = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    got = multihost_utils.broadcast_one_to_all(plain)
+        ours = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    got = multihost_utils.broadcast_one_to_all(ours)
     return jax.tree.map(
-        lambda leaf, new: jax.random.wrap_key_data(jnp.asarray(new)) if _is_key(leaf) else new,
+        lambda leaf, new: jax.random.wrap_key_data(jnp.asarray(new)) if is_key(leaf) else new,
         shapes,
         got,
     )
@@ -86,7 +87,7 @@ def gathered(tree: Any) -> Any:
     """Returns arrays of all hosts' devices in the memory of each host, keys as their data."""
     if count() == 1:
         return tree
-    return multihost_utils.process_allgather(jax.tree.map(_plain, tree), tiled=True)
+    return multihost_utils.process_allgather(jax.tree.map(plain, tree), tiled=True)
 
 
 def placed(tree: Any, shardings: Any) -> Any:
@@ -98,9 +99,9 @@ def placed(tree: Any, shardings: Any) -> Any:
     """
 
     def place(leaf: Any, where: Any) -> Any:
-        plain = np.asarray(_plain(leaf))
-        there = jax.make_array_from_callback(plain.shape, where, lambda part: plain[part])
-        return jax.random.wrap_key_data(there) if _is_key(leaf) else there
+        array = np.asarray(plain(leaf))
+        there = jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+        return jax.random.wrap_key_data(there) if is_key(leaf) else there
 
     return jax.tree.map(
         lambda where, part: jax.tree.map(lambda leaf: place(leaf, where), part), shardings, tree
@@ -128,11 +129,3 @@ def together() -> Iterator[None]:
 def local(array: Any) -> Any:
     """Returns the first element of an array [S] that is the same for all seeds, of this host's."""
     return np.asarray(array.addressable_shards[0].data).flat[0]
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _plain(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf

@@ -13,6 +13,7 @@ from experiments import devices, hosts, program
 from experiments.config import RunConfig
 from experiments.program import Program
 from jmql import settings
+from jmql.keys import is_key, plain
 from jmql.settings import ConfigError, flatten
 from jmql.train import TrainState
 
@@ -82,7 +83,7 @@ def joined(population: Program, states: Sequence[TrainState]) -> TrainState:
 
     def join(like: Any, *leaves: Any) -> Any:
         whole = np.concatenate(leaves)
-        return jax.random.wrap_key_data(jnp.asarray(whole)) if _is_key(like) else whole
+        return jax.random.wrap_key_data(jnp.asarray(whole)) if is_key(like) else whole
 
     whole = jax.tree.map(join, population.shapes, *states)
     return jax.device_put(whole, program.shardings(population.mesh))
@@ -90,11 +91,7 @@ def joined(population: Program, states: Sequence[TrainState]) -> TrainState:
 
 def in_memory(state: TrainState) -> TrainState:
     """Returns a state in the host's memory, keys as their data."""
-    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), state)
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+    return jax.tree.map(lambda x: np.asarray(plain(x)), state)
 
 
 def part(population: Program, state: TrainState, index: int) -> TrainState:
