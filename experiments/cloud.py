@@ -1,6 +1,6 @@
 """Sweeps on Cloud TPU: each process is a managed job of SkyPilot, on a machine of its own."""
 
-import contextlib
+import difflib
 import os
 import re
 import shlex
@@ -42,7 +42,9 @@ def submissions(batches: Sequence[Batch], bucket: str, tpu: str) -> dict[str, li
         ConfigError: there is no such bucket or kind.
     """
     if tpu not in kinds():
-        raise ConfigError(f"tpu is {tpu!r}; valid: {', '.join(kinds())}")
+        near = difflib.get_close_matches(tpu, kinds(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"tpu is {tpu!r}; {hint}valid: {', '.join(kinds())}")
     bucket = _folder(bucket)
     if _is_slice(tpu):  # a run to itself
         batches = [(job,) for batch in batches for job in batch]
@@ -89,9 +91,9 @@ def submit(batches: Sequence[Batch], bucket: str, tpu: str) -> int:
     for command in commands.values():
         print(shlex.join(command), flush=True)
     sky, done = _sky(), _done(batches, _folder(bucket))
-    todo = {job_name(batch[0]) for batch in batches if not done.issuperset(batch)}
+    todo = [job_name(batch[0]) for batch in batches if not done.issuperset(batch)]
     if _is_slice(tpu):
-        todo = {job_name(job) for batch in batches for job in batch if job not in done}
+        todo = [job_name(job) for batch in batches for job in batch if job not in done]
     for name in todo:
         _run([sky, *commands[name][1:]])
     console.print(
@@ -102,13 +104,18 @@ def submit(batches: Sequence[Batch], bucket: str, tpu: str) -> int:
 
 
 def _done(batches: Sequence[Batch], bucket: str) -> set[Job]:
-    """Returns the jobs that the bucket has to their end, none where it cannot be read from here."""
+    """Returns the jobs that the bucket has to their end; says so where it cannot be read."""
     done = set()
-    with contextlib.suppress(ConfigError, RunFailed):
+    try:
         for job in (job for batch in batches for job in batch):
             steps = Mirror(f"{bucket}/runs", job.folder).seen()["steps"]
             if steps >= Progress(job).total:
                 done.add(job)
+    except (ConfigError, RunFailed) as error:
+        console.print(
+            f"{bucket} cannot be read from here, so also what is done is submitted: {error}",
+            soft_wrap=True,
+        )
     return done
 
 
@@ -119,12 +126,15 @@ def status(batches: Sequence[Batch], bucket: str) -> int:
         ConfigError: the bucket refuses.
         RunFailed: it does not answer.
     """
+    bucket = bucket and _folder(bucket)
     runs = [Progress(job) for batch in batches for job in batch]
-    for progress in runs:
-        if not bucket and guard.is_locked(progress.job.folder):
+    for progress in runs if not bucket else ():
+        if guard.is_locked(progress.job.folder):
             progress.state = "running"
+        elif progress.state == "waiting" and progress.steps:
+            progress.state = "stopped"
     for progress in runs if bucket else ():
-        found = Mirror(f"{bucket.rstrip('/')}/runs", progress.job.folder).seen()
+        found = Mirror(f"{bucket}/runs", progress.job.folder).seen()
         progress.row, progress.state = found["row"] or {}, "waiting"
         if found["steps"] >= 0:
             progress.state = "done" if found["steps"] >= progress.total else "saved"

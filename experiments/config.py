@@ -130,10 +130,10 @@ def refuse_other(run: RunConfig, before: RunConfig, where: Path) -> None:
     old, new = identity(before), identity(run)
     for name in old:
         if old[name] != new[name]:
-            free = [key for key in flatten(run) if key not in old]
             raise ConfigError(
-                f"{name} is {old[name]} in {where} and cannot become {new[name]}; valid: changes"
-                f" of {', '.join(sorted(free))}"
+                f"{name} is {old[name]} in {where} and cannot become {new[name]}; valid: another"
+                " name (run_id, or the sweep's), or changes of adapt, propensity, evaluate and"
+                " train.env_steps"
             )
 
 

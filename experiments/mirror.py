@@ -60,7 +60,8 @@ class Mirror:
             self._fs, self._root = fsspec.core.url_to_fs(self.url, **local)
         except ImportError as error:
             raise ConfigError(
-                f"mirror is {url}: {error}; valid: after pip install 'jmql[gcs]'"
+                f"{url} cannot be read: {error}; valid: after .venv/bin/pip install"
+                " 'etils[epath-gcs]'"
             ) from None
         except ValueError as error:
             raise ConfigError(f"mirror is {url}: {error}; valid: gs://BUCKET/FOLDER") from None

@@ -53,12 +53,18 @@ def train(runs: Sequence[RunConfig], stop: Stop) -> int:
     """
     if hosts.count() > 1 and len(runs) > 1:
         raise ConfigError("distributed is True for several runs; valid: one with several seeds")
+    if len(runs) > 1 and not all(one.run_id or one.resume for one in runs):
+        raise ConfigError(
+            "a --member has no --run-id; it must have one, by which the same command goes on"
+        )
     if not hosts.is_first():
         return follow(runs, stop)
     program, found = opened(runs)
     folders = [folder for _, folder, _ in found]
     lone = shlex.quote(str(folders[0])) if len(runs) == 1 else ""
-    if lone:
+    if runs[0].distributed:
+        stop.again = "the same command on every host"
+    elif lone:
         stop.again = f"make train RESUME={lone}"
     failed: dict[Path, RunFailed] = {}
     refused: list[str] = []  # by mirrors

@@ -1,11 +1,11 @@
 """Strictness, for every test: ranks are never promoted, and there are several host devices.
 
-Warnings are errors too, see `filterwarnings` in pyproject.toml. The compilation cache is JAX's
-own matter: it is on only where JAX_COMPILATION_CACHE_DIR is set.
+Warnings are errors too, see `filterwarnings` in pyproject.toml.
 """
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before the first import of jax. What shards over devices must be seen to do so; and tests are
 # compilation for the most part, which takes half the time without LLVM's optimisations, and half of
@@ -20,6 +20,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false",
     ]
 )
+# And what one test, one worker or the run before has compiled is not compiled again.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(".pytest_cache/xla").resolve()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import hypothesis
 import jax

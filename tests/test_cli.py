@@ -46,7 +46,7 @@ LEARNING = {"train/critic_loss", "train/actor_loss", "train/q", "train/weight_no
 
 
 def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = ("WANDB_MODE", "WANDB_API_KEY", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
+    settings = ("WANDB_MODE", "WANDB_API_KEY", "XDG_CACHE_HOME")
     clean = {k: v for k, v in os.environ.items() if k not in settings}
     return subprocess.run(
         [sys.executable, "-m", "experiments.cli", *words],
@@ -81,9 +81,18 @@ def test_a_run_ends_well_and_says_where_it_is(finished):
     assert [path.name for path in cwd.iterdir() if not path.name.startswith(".")] == ["runs"]
 
 
-def test_compiled_programs_are_kept_for_next_time(finished):
-    cwd, _ = finished
-    assert any(path.name.startswith("jit_cycle") for path in cwd.glob(".cache/jmql/xla/*"))
+def test_compiled_programs_are_kept_for_next_time(tmp_path):
+    folder = "JAX_COMPILATION_CACHE_DIR"
+    others = {k: v for k, v in os.environ.items() if k not in (folder, "XDG_CACHE_HOME")}
+    code = "import experiments, jax; print(jax.config.jax_compilation_cache_dir)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=others | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(tmp_path / ".cache/jmql/xla")
 
 
 def test_the_run_directory_is_the_contract(finished):

@@ -139,7 +139,10 @@ def test_submitting_and_cancelling(batches, programs, monkeypatch, capsys):
         cloud.stop(batches)
 
 
-def test_status_is_read_from_the_bucket(batches, programs, capsys):
+def test_status_is_read_from_the_bucket(batches, programs, monkeypatch, capsys):
+    with pytest.raises(ConfigError, match=r"bucket is 'x'; it must be gs://BUCKET"):
+        cloud.status(batches, "x")
+    monkeypatch.setattr(cloud, "_folder", lambda path: path.rstrip("/"))
     there = programs / "there" / "runs" / "point_goal" / "lr-lr3e-4-s0"
     there.mkdir(parents=True)
     (there / "mirror.json").write_text(

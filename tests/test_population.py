@@ -78,6 +78,11 @@ def test_what_the_compiled_program_depends_on_is_refused():
         population.build([tiny.CONFIG, settings.replaced(tiny.CONFIG, {"td3.tau": 7.0})])
 
 
+def test_members_need_names(runs):
+    with pytest.raises(ConfigError, match="a --member has no --run-id"):
+        train.train([runs[0], settings.replaced(runs[1], {"run_id": ""})], Stop())
+
+
 def test_the_words_of_members_stand_after_the_others():
     words = ["--task", "point_goal", "--td3.tau", "0.1", "--member", "--seed 1 --run-id 'a'"]
     one, two = cli._members([*words, "--member=--td3.tau 0.2"])

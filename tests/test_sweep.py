@@ -236,8 +236,8 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_one_that_is_not(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
     base = {k.removeprefix("--").replace("-", "_"): v for k, v in flags.items()}
-    base |= {"task": "point_goal", "tracking.wandb": "disabled", "train.env_steps": "20000"}
-    base |= {"train.updates_per_round": "200"}
+    base |= {"task": "point_goal", "tracking.wandb": "disabled", "train.env_steps": "12000"}
+    base |= {"train.updates_per_round": "100"}
     del base["collect.unroll"]
     for folder in (whole, broken):
         folder.mkdir()

@@ -8,6 +8,10 @@
 # from the bucket.
 # `gcloud compute tpus queued-resources delete NAME --zone ZONE --force` ends it, and its costs.
 set -euo pipefail
+if [ $# != 2 ] || [ -z "${TPU:-}" ] || [ -z "${ZONE:-}" ] || [[ "${JMQL_BUCKET:-}" != gs://?* ]]; then
+  echo "JMQL_BUCKET, ZONE, TPU, NAME or COMMAND is missing; valid: JMQL_BUCKET=gs://BUCKET/FOLDER ZONE=us-east5-b TPU=v6e-1 bash $0 NAME COMMAND" >&2
+  exit 2
+fi
 name=$1 command=$2
 case "$TPU" in
   v6e-[148]) runtime=v2-alpha-tpuv6e ;;

@@ -1,4 +1,4 @@
-"""Parts of `make bench` for a lease of minutes: each program compiled beside the others, timed alone.
+"""Parts of `make bench` for minutes on a GPU: compiled beside each other, timed alone.
 
     python experiments/results/gpu/parts.py --list
     python experiments/results/gpu/parts.py NAME ... >> parts.jsonl
