@@ -1,4 +1,4 @@
-"""`jmql train|evaluate|export|sweep|bench|...`: wiring between the command line and the rest.
+"""`jmql train|evaluate|report|compare|sweep|...`: wiring between the command line and the rest.
 
 Exit codes: 0 done; 2 wrong usage, with one line that says what and what is valid; 33 stopped by a
 signal and saved; 1 anything else, with the name of the file that has the traceback.
@@ -7,6 +7,7 @@ signal and saved; 1 anything else, with the name of the file that has the traceb
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import io
 import logging
 import os
@@ -49,6 +50,24 @@ class ExportArgs(Settings):
     out: Path  # the file
     seed: int | None = None  # which of the run's; by default the first
     replay: int = count(20_000, 0)  # about so many transitions, for adaptation; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportArgs(Settings):
+    """Writes report.html into a run directory, of what there is so far."""
+
+    run: Path  # a run directory, runs/<task>/<run_id>
+    episodes: bool = True  # play held-out tasks with the newest checkpoint, and show them
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareArgs(Settings):
+    """Compares runs, groups of seeds: a table here and one in a page, with curves."""
+
+    runs: tuple[str, ...]  # run directories, patterns of them, or folders that hold them
+    out: Path = Path("compare.html")  # the page
+    target: float | None = None
+    """a return to wait for; by default the highest that all groups have reached"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +134,8 @@ def _run(words: list[str]) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "export": _export,
+        "report": _report,
+        "compare": _compare,
         "sweep": _sweep,
         "sweep-status": _sweep_status,
         "sweep-stop": _sweep_stop,
@@ -239,6 +260,39 @@ def _export(words: list[str]) -> int:
     return 0
 
 
+def _report(words: list[str]) -> int:
+    args = _parse(ReportArgs, "report", words)
+    _needs_charts()
+    from experiments import devices
+
+    devices.prepare(1)
+    from experiments.report import report
+
+    report.make(args.run, args.episodes)
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    args = _parse(CompareArgs, "compare", words)
+    _needs_charts()
+    _without_accelerators()
+    from experiments.report import compare
+
+    compare.compare(args.runs, args.out, args.target)
+    return 0
+
+
+def _needs_charts() -> None:
+    if importlib.util.find_spec("plotly") is None:
+        raise ConfigError("plotly is not installed; valid: after `make .venv/.installed-report`")
+
+
+def _without_accelerators() -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def _sweep(words: list[str]) -> int:
     args = _parse(SweepArgs, "sweep", _file_first(words))
     args.validate()
@@ -284,11 +338,9 @@ def _file_first(words: list[str]) -> list[str]:
 
 def _batches(file: Path, most: int = 1) -> Any:
     """Returns the jobs of a sweep in batches; accelerators are left to them."""
-    import jax
-
+    _without_accelerators()
     from experiments import sweep
 
-    jax.config.update("jax_platforms", "cpu")
     jobs = sweep.read(file, _train_config)
     return sweep.batches(jobs, most)
 

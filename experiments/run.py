@@ -31,6 +31,7 @@ from jmql.train import TrainState
 
 _CONFIG, _TASKS = "config.json", "tasks.npz"
 FAILED = "failed.txt"  # why a run cannot go on
+REPORT = "report.html"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx")
 
 
@@ -73,7 +74,7 @@ def create(program: Program) -> Path:
 def remove(folder: Path) -> None:
     """Removes what `create` has made, and what came after; not what a sweep writes beside it."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for name in (_CONFIG, _TASKS, "log.txt"):
+    for name in (_CONFIG, _TASKS, REPORT, "log.txt"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else is there
         folder.rmdir()

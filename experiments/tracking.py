@@ -213,6 +213,19 @@ class Tracker:
         except Exception as error:
             self._fail(error)
 
+    def page(self, path: Path) -> None:
+        """Sends a page to the W&B run of the first seed, and where the checkpoints are."""
+        try:
+            for run in self._runs[:1]:
+                import wandb
+
+                run.log({"report": wandb.Html(str(path))})
+                kept = wandb.Artifact(f"{run.id}-checkpoints", type="checkpoints")
+                kept.add_reference(self._folder.resolve().as_uri(), checksum=False)
+                run.log_artifact(kept)
+        except Exception as error:
+            self._fail(error)
+
     @property
     def urls(self) -> list[str]:
         """Pages of the runs, if they are online."""

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import importlib.util
+import logging
 import shlex
 import shutil
 import time
@@ -88,6 +90,8 @@ def train(runs: Sequence[RunConfig], stop: Stop) -> int:
     for folder, why in failed.items():
         console.print(f"{folder.name} failed: {why}", soft_wrap=True)
     where = f"run: {folders[0]}" if lone else f"{len(runs)} runs in {folders[0].parent}"
+    pages = [folder / run.REPORT for folder in folders if (folder / run.REPORT).exists()]
+    where += f" · report: {pages[0]}" if pages and lone else ""
     again = f"make evaluate RUN={lone or folders[0].parent / 'NAME'}"
     if steps < whole:
         console.print(f"stopped by {stop.signal} and saved at {steps:,} of {whole:,} steps")
@@ -344,6 +348,9 @@ def go_on(
             else:
                 rows = tracking.read(place.folder)[-member.config.seeds :]
                 tracker.tasks(["task", *program.stages], per_task(program, rows))
+            page = report_of(place.folder)
+            if page:
+                tracker.page(page)
         if all(member.failed for member in members):
             done = config.total_rounds  # there is nothing to go on with
     urls = [url for tracker in trackers for url in tracker.urls]
@@ -353,6 +360,19 @@ def go_on(
         soft_wrap=True,
     )
     return done
+
+
+def report_of(folder: Path) -> Path | None:
+    """Writes the page of a run, where the extra `report` is installed; None where there is none."""
+    if importlib.util.find_spec("plotly") is None:
+        return None
+    from experiments.report import report
+
+    try:
+        return report.write(folder)
+    except Exception:  # a page is not worth a run
+        logging.getLogger("jmql").exception("no report could be written", extra={"folder": folder})
+        return None
 
 
 def refuse_shorter(config: RunConfig, folder: Path, done: int) -> None:

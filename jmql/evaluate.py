@@ -71,7 +71,7 @@ def evaluate_task(
     key: Key,
     draws: Key,
     given: NewData | None = None,
-) -> tuple[Metrics, NewData]:
+) -> tuple[Metrics, NewData, Actor]:
     """Collects, adapts and evaluates on one task, shot after shot, under a key for its episodes
     and one for the draws of adaptation.
 
@@ -83,7 +83,7 @@ def evaluate_task(
         reports, means over episodes; `failed`, whether adaptation ended in weights that are not
         finite; `blew_up`, how many of these episodes ended because the physics was not finite,
         [] each; and the diagnostics of the last shot. Beside them the data of all shots,
-        [shots * adapt.episodes].
+        [shots * adapt.episodes], and what acts after the last.
     """
     stages = learner.stages
     shots, episodes = max(0, len(stages) - 1), config.adapt.episodes
@@ -132,7 +132,7 @@ def evaluate_task(
     begin = learner.begin(agent) if learner.begin else agent
     nothing = no_data(config, env, learner, agent, memory, kinds)
     carry = (begin, learner.actor(agent), nothing)
-    (_, _, data), (earned, diagnostics) = lax.scan(turn, carry, jnp.arange(shots + 1))
+    (adapted, _, data), (earned, diagnostics) = lax.scan(turn, carry, jnp.arange(shots + 1))
     # [turn, actor]: before, after step 1, after each shot.
     earned = jax.tree.map(lambda x: jnp.concatenate([x[:1, 1], x[-1:, 0], x[1:, 1]]), earned)
     metrics = jax.tree.map(lambda x: x[shots - 1], diagnostics)
@@ -140,7 +140,7 @@ def evaluate_task(
         metrics |= {f"{name}_{stage}": values[i] for i, stage in enumerate(("pre", *stages))}
     count = 1 + len(stages)
     failed, blew_up = earned.failed[1:count].any(), earned.blew_up[:count].sum()
-    return metrics | {"failed": failed, "blew_up": blew_up}, data
+    return metrics | {"failed": failed, "blew_up": blew_up}, data, learner.actor(adapted)
 
 
 def games_of(config: Config, env: Env, task: Task, key: Key, shots: int) -> Games:
@@ -205,7 +205,7 @@ def evaluate(
     mine = jax.tree.map(lambda x: x.reshape(times, at_once, *x.shape[1:]), mine)
 
     def one(task: Task, key: Key, given: NewData | None) -> tuple[Metrics, NewData]:
-        return evaluate_task(config, env, learner, agent, memory, task, key, draws, given)
+        return evaluate_task(config, env, learner, agent, memory, task, key, draws, given)[:2]
 
     found = lax.map(lambda part: jax.vmap(one)(*part), mine)
     found = mesh.gather(jax.tree.map(lambda x: x.reshape(times * at_once, *x.shape[2:]), found))

@@ -73,7 +73,9 @@ def test_a_run_ends_well_and_says_where_it_is(finished):
     (run,) = cwd.glob("runs/point_goal/*")
     last = done.stdout.strip().splitlines()[-1]
     where = run.relative_to(cwd)
-    assert last == f"run: {where} · next: make evaluate RUN={where}"
+    page = f"{where}/report.html"
+    assert last == f"run: {where} · report: {page} · next: make evaluate RUN={where}"
+    assert (cwd / page).exists()
     assert "updates per environment step" in done.stdout
     assert "bytes each" in done.stdout
     assert "W&B: offline" in done.stdout

@@ -1,0 +1,1 @@
+"""The page of a run: whether it learned, whether adaptation helped, on which tasks, and why."""

@@ -1,0 +1,412 @@
+"""Compares groups of seeds: which is better at equal steps and equal time, and by how much."""
+
+import dataclasses
+import glob
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from plotly.subplots import make_subplots
+
+from experiments import run, statistics, terminal
+from experiments.config import all_seeds
+from experiments.report import page, panels, source
+from experiments.report.source import Source
+from jmql.settings import ConfigError, flatten
+
+_STAGES = ("return_pre", "return_post")
+# Equal in all that is compared: else returns are of other tasks or another physics.
+_SAME = ("task", "backend", "split", "tasks.seed", "tasks.held_out", "tasks.held_out_ranges")
+_DRAWS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """What one seed earned at each evaluation."""
+
+    seed: int
+    steps: np.ndarray  # [E]
+    seconds: np.ndarray  # [E]
+    returns: dict[str, np.ndarray]  # of `_STAGES`, [E, K] of tasks, or [E, 1] of their means
+
+    def at(self, reached: np.ndarray, limit: float) -> int:
+        """Returns the last evaluation that is within a limit of steps or seconds."""
+        return int(np.searchsorted(reached, limit, side="right")) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seeds."""
+
+    name: str
+    sources: list[Source]
+    curves: list[Curve]
+
+    def values(self, stage: str, by: str, limit: float) -> np.ndarray:
+        """Returns what the seeds earned [S, K] when they had taken so many steps or seconds."""
+        picked = [(curve, curve.at(getattr(curve, by), limit)) for curve in self.curves]
+        return np.stack([curve.returns[stage][at] for curve, at in picked])
+
+    def reach(self, by: str) -> float:
+        """Returns up to which step or second all seeds have evaluations."""
+        return min(float(getattr(curve, by)[-1]) for curve in self.curves)
+
+    def means(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the steps that all seeds have, and means over seeds and tasks, [E] each."""
+        common = set.intersection(*(set(curve.steps.tolist()) for curve in self.curves))
+        steps = np.array(sorted(common))
+        whole = [
+            curve.returns[stage][np.isin(curve.steps, steps)].mean(axis=1) for curve in self.curves
+        ]
+        return steps, np.mean(whole, axis=0)
+
+
+def folders(words: Sequence[str]) -> list[Path]:
+    """Returns the run directories of paths and patterns; a folder stands for the runs in it.
+
+    Raises:
+        ConfigError: one of them has none.
+    """
+    found: dict[Path, None] = {}
+    for word in words:
+        paths = sorted(map(Path, glob.glob(word)))
+        inside = [
+            path
+            for one in paths
+            for path in ([one] if run.exists(one) else sorted(one.glob("*")))
+            if run.exists(path)
+        ]
+        if not inside:
+            raise ConfigError(
+                f"{word} has no runs; valid: run directories, such as runs/ant_dir/*, or a folder"
+                " of them"
+            )
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def read(paths: Sequence[Path]) -> tuple[list[Group], list[str]]:
+    """Returns the groups of runs in the order of their paths, and what is left out, and why.
+
+    Raises:
+        ConfigError: they cannot be compared.
+    """
+    sources, left_out = [], []
+    for path in paths:
+        it = source.read(path)
+        if it.steps:
+            sources.append(it)
+        else:
+            left_out.append(f"{path} has no evaluation yet")
+    if not sources:
+        raise ConfigError(f"no run has an evaluation yet: {', '.join(map(str, paths))}")
+    first = sources[0]
+    refuse_other(first, sources)
+    groups: dict[str, list[Source]] = {}
+    for it in sources:
+        groups.setdefault(run.group(it.config), []).append(it)
+    names = _names([some[0] for some in groups.values()])
+    result = []
+    for name, some in zip(names, groups.values(), strict=True):
+        curves = [curve for it in some for curve in _curves(it)]
+        seeds = [curve.seed for curve in curves]
+        for seed in sorted({x for x in seeds if seeds.count(x) > 1}):
+            twice = [str(it.folder) for it in some if seed in all_seeds(it.config)]
+            raise ConfigError(
+                f"{' and '.join(twice)} are the same run of seed {seed}; valid: one of them"
+            )
+        result.append(Group(name, some, curves))
+    return result, left_out
+
+
+def refuse_other(first: Source, others: Sequence[Source]) -> None:
+    """Raises ConfigError where returns do not compare."""
+    mine = flatten(first.config)
+    for it in others:
+        theirs = flatten(it.config)
+        for name in _SAME:
+            if mine[name] != theirs[name]:
+                raise ConfigError(
+                    f"{it.folder} has {name} {theirs[name]!r}, and {first.folder} {mine[name]!r}:"
+                    f" their returns do not compare; valid: runs of one {name}"
+                )
+        tasks = it.parameters("held_out"), first.parameters("held_out")
+        same = tasks[0].keys() == tasks[1].keys() and all(
+            np.array_equal(leaf, tasks[1][name]) for name, leaf in tasks[0].items()
+        )
+        if not same:
+            raise ConfigError(
+                f"{it.folder} has other held-out tasks than {first.folder}: their returns do not"
+                " compare; valid: runs on the same"
+            )
+
+
+def _curves(it: Source) -> list[Curve]:
+    seconds = it.seconds
+    found = []
+    for i, seed in enumerate(all_seeds(it.config)):
+        returns: dict[str, list[np.ndarray]] = {stage: [] for stage in _STAGES}
+        for steps in it.steps:
+            for stage in _STAGES:
+                values = it.values(f"tasks/{stage}", steps)
+                if values is None:
+                    values = it.values(f"eval/{stage}", steps)
+                assert values is not None
+                returns[stage].append(np.atleast_1d(values[i]))
+        found.append(
+            Curve(
+                seed,
+                np.array(it.steps),
+                np.array([seconds[steps] for steps in it.steps]),
+                {stage: np.stack(values) for stage, values in returns.items()},
+            )
+        )
+    return found
+
+
+def differing(sources: Sequence[Source]) -> list[str]:
+    """Returns the settings in which groups differ, but for seeds and places."""
+    flat = [source.measured(it.config) for it in sources]
+    return [name for name in flat[0] if any(one[name] != flat[0][name] for one in flat)]
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """Returns what groups are called: what they differ in, such as `tau 0.01`."""
+    keys = differing(sources)
+    names = []
+    for it in sources:
+        flat = flatten(it.config)
+        said = [f"{key.rpartition('.')[2]} {flat[key]}" for key in keys[:3]]
+        names.append(", ".join(said) or it.folder.name)
+    if len(set(names)) < len(names):  # they differ in more
+        return [f"{name} ({it.folder.name})" for name, it in zip(names, sources, strict=True)]
+    return names
+
+
+def probability_of_improvement(
+    ours: np.ndarray, theirs: np.ndarray
+) -> tuple[float, tuple[float, float]]:
+    """Returns how probable it is that a seed of ours earns more than one of theirs on a task, and
+    its 95 % interval (Agarwal et al. 2021).
+
+    Args:
+        ours: [S, K] returns of seeds on tasks.
+        theirs: [R, K], on the same tasks.
+    """
+
+    def share(one: np.ndarray, other: np.ndarray) -> float:
+        better = one[:, None] > other[None]
+        return float((better + 0.5 * (one[:, None] == other[None])).mean())
+
+    rng, found = np.random.default_rng(0), []
+    for _ in range(_DRAWS):
+        tasks = rng.integers(ours.shape[1], size=ours.shape[1])
+        some = (x[rng.integers(len(x), size=(len(x), 1)), tasks] for x in (ours, theirs))
+        found.append(share(*some))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return share(ours, theirs), (float(low), float(high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """What the table says of a group."""
+
+    name: str
+    seeds: int
+    at_steps: tuple[float, float, float]  # interquartile mean after adaptation, and its interval
+    before: float  # the same before adaptation
+    at_seconds: tuple[float, float, float]
+    improvement: tuple[float, float, float] | None  # over the first group
+    best: float
+    last: float
+    steps: int
+    seconds_to_target: float | None
+    speed: float  # environment steps a second, of a seed
+
+
+def lines(groups: Sequence[Group], steps: float, seconds: float, target: float) -> list[Line]:
+    """Returns the table.
+
+    Args:
+        groups: what is compared.
+        steps: at which returns are compared.
+        seconds: likewise.
+        target: a return after adaptation that is waited for.
+    """
+    found = []
+    for group in groups:
+        after = group.values("return_post", "steps", steps)
+        middle = _with_interval(after)
+        first = groups[0].values("return_post", "steps", steps)
+        better, ends = probability_of_improvement(after, first)
+        _, means = group.means("return_post")
+        rows = [row for it in group.sources for row in it.rows]
+        found.append(
+            Line(
+                group.name,
+                len(group.curves),
+                middle,
+                float(
+                    statistics.interquartile_mean(
+                        group.values("return_pre", "steps", steps).ravel()
+                    )
+                ),
+                _with_interval(group.values("return_post", "seconds", seconds)),
+                None if group is groups[0] else (better, *ends),
+                float(means.max()),
+                float(means[-1]),
+                int(group.reach("steps")),
+                _reached(group, target),
+                float(np.median([row["time/env_steps_per_second"] for row in rows])),
+            )
+        )
+    return found
+
+
+def _with_interval(values: np.ndarray) -> tuple[float, float, float]:
+    middle = float(statistics.interquartile_mean(values.ravel()))
+    return middle, *statistics.interval(values, statistics.interquartile_mean)
+
+
+def _reached(group: Group, target: float) -> float | None:
+    """Returns seconds until the mean over seeds is first at a return, of their mean clock."""
+    steps, means = group.means("return_post")
+    if not (means >= target).any():
+        return None
+    at = steps[int(np.argmax(means >= target))]
+    return float(np.mean([curve.seconds[curve.steps == at][0] for curve in group.curves]))
+
+
+def compare(words: Sequence[str], out: Path, target: float | None) -> None:
+    """Prints a table of groups and writes the same as a page, with curves.
+
+    Args:
+        words: paths and patterns of run directories.
+        out: the page.
+        target: a return to wait for; by default the highest that all groups have reached.
+
+    Raises:
+        ConfigError: these runs do not compare.
+        RunFailed: the page cannot be written.
+    """
+    groups, left_out = read(folders(words))
+    steps = min(group.reach("steps") for group in groups)
+    seconds = min(group.reach("seconds") for group in groups)
+    target = min(x.means("return_post")[1].max() for x in groups) if target is None else target
+    table = lines(groups, steps, seconds, float(target))
+    config = groups[0].sources[0].config
+    title = f"{config.task} on {config.backend}: {len(groups)} groups, {steps:,.0f} steps"
+    columns, cells = _cells(table, steps, seconds, float(target))
+    shown = [1, 3, 4, 5, 6, 9]  # as many as fit
+    numbers = [str(i + 1) for i in range(len(cells))]
+    terminal.table(
+        f"{title}: interquartile mean after adaptation, with 95 % intervals",
+        [columns[i] for i in shown],
+        [(x, [row[i] for i in shown]) for x, row in zip(numbers, cells, strict=True)],
+    )
+    for number, row in zip(numbers, cells, strict=True):
+        terminal.console.print(f"{number}: {row[0]}", soft_wrap=True)
+    keys = differing([group.sources[0] for group in groups])
+    for name in left_out:
+        terminal.console.print(f"left out: {name}", soft_wrap=True)
+    page.write(
+        out, title, f"runs: {' '.join(words)}", _parts(groups, columns, cells, keys, left_out)
+    )
+    terminal.console.print(f"written to {out}", soft_wrap=True)
+
+
+def _cells(
+    table: Sequence[Line], steps: float, seconds: float, target: float
+) -> tuple[list[str], list[list[str]]]:
+    columns = [
+        "",
+        "seeds",
+        "before",
+        f"after {steps:,.0f} steps",
+        f"after {terminal.human_time(seconds)}",
+        "P(better)",
+        "best",
+        "last",
+        "steps",
+        f"time to {target:.1f}",
+        "steps/s",
+    ]
+    cells = []
+    for line in table:
+        better = line.improvement
+        cells.append(
+            [
+                line.name,
+                str(line.seeds),
+                f"{line.before:.1f}",
+                _interval(line.at_steps),
+                _interval(line.at_seconds),
+                "" if better is None else f"{better[0]:.2f}\n[{better[1]:.2f}, {better[2]:.2f}]",
+                f"{line.best:.1f}",
+                f"{line.last:.1f}",
+                f"{line.steps:,}",
+                "never"
+                if line.seconds_to_target is None
+                else terminal.human_time(line.seconds_to_target),
+                f"{line.speed:,.0f}",
+            ]
+        )
+    return columns, cells
+
+
+def _interval(values: tuple[float, float, float]) -> str:
+    middle, low, high = values
+    digits = 0 if max(map(abs, (low, high))) >= 100 else 1
+    return f"{middle:.1f}\n[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _parts(
+    groups: Sequence[Group],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    keys: Sequence[str],
+    left_out: Sequence[str],
+) -> list[str]:
+    flat = [flatten(group.sources[0].config) for group in groups]
+    settings = [[key, *(str(one[key]) for one in flat)] for key in keys]
+    runs = [[group.name, str(it.folder), it.state] for group in groups for it in group.sources]
+    warnings = "".join(f'<p class="warning">Left out: {html.escape(x)}.</p>' for x in left_out)
+    return [
+        warnings,
+        page.section(
+            "Which is better",
+            "Interquartile means over seeds and tasks with stratified bootstrap 95 % intervals, at"
+            " equal environment steps and at equal time; how probable it is that a seed earns more"
+            " than one of the first group on a task (0.5: no difference). Best and last are means"
+            " of evaluations; all but 'before' are after adaptation.",
+            page.table(columns, cells),
+        ),
+        page.section(
+            "Curves",
+            "Means over seeds and tasks after adaptation, with 95 % intervals.",
+            page.chart(_overlaid(groups), "Return on held-out tasks over training"),
+        ),
+        page.section(
+            "Settings that differ", "", page.table(["setting", *(x.name for x in groups)], settings)
+        ),
+        page.section("Runs", "", page.table(["group", "run", "state"], runs)),
+    ]
+
+
+def _overlaid(groups: Sequence[Group]) -> object:
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.03)
+    for i, group in enumerate(groups):
+        steps, means = group.means("return_post")
+        ends = [
+            statistics.interval(group.values("return_post", "steps", at), statistics.mean)
+            for at in steps
+        ]
+        band = [low for low, _ in ends], [high for _, high in ends]
+        clock = [np.mean([x.seconds[x.steps == at][0] for x in group.curves]) / 60 for at in steps]
+        for column, x in ((1, steps.tolist()), (2, [float(x) for x in clock])):
+            panels.add_curve(figure, i, group.name, x, means.tolist(), band, column)
+    figure.update_xaxes(title_text="environment steps", col=1)
+    figure.update_xaxes(title_text="minutes", col=2)
+    figure.update_yaxes(title_text="return after adaptation", col=1)
+    return panels.sized(figure, 460)

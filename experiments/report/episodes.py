@@ -1,0 +1,103 @@
+"""Plays held-out tasks before and after adaptation, and keeps what a page shows of them."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import run
+from experiments.program import Program
+from experiments.report.source import EPISODES
+from experiments.terminal import task_names
+from jmql import evaluate, inputs, networks, rollout
+from jmql.keys import derive
+from jmql.types import Actor, Array, Key, Task
+
+_TASKS = 8  # played, at the most
+_FRAMES = 100  # of an episode, at the most, of which the body is kept
+
+
+def record(folder: Path) -> None:
+    """Writes episodes.npz: the first seed of a run on some of its held-out tasks, one episode
+    before and one after adaptation, from the same start.
+
+    Leaves are [K, 2, T, ...] of tasks, of before and after, and of steps: `alive`, `reward`,
+    `context` [Z], `place` [2] (m), where a family has one, and of every `frame`-th step the body,
+    `ends` [G, 2, 3] of capsules with `radius` [G] and `corners` [N, 8, 3] of boxes (m).
+
+    Raises:
+        ConfigError: the run has no checkpoint yet.
+        RunFailed: none can be read.
+    """
+    program = run.load(folder, run.read_config(folder))
+    state = jax.tree.map(lambda x: x[0], run.trained(folder, program))
+    count = len(jax.tree.leaves(program.held_out)[0])
+    chosen = np.unique(np.linspace(0, count - 1, min(count, _TASKS)).round().astype(int))
+    tasks = jax.tree.map(lambda x: x[chosen], program.held_out)
+    keys = jax.random.split(derive(state.key, "report"), len(chosen))
+    played = jax.jit(jax.vmap(functools.partial(_play, program, state.agent, state.memory)))
+    found = {name: np.asarray(leaf) for name, leaf in played(tasks, keys).items()}
+    every = -(-found["alive"].shape[2] // _FRAMES)
+    for name in ("ends", "radius", "corners"):
+        if name in found:
+            found[name] = found[name][:, :, ::every].astype(np.float32)
+    found |= {f"task/{name}": np.asarray(leaf) for name, leaf in tasks.items()}
+    found["names"] = np.array(task_names(program.env, tasks))
+    found["frame"] = np.array(every)
+    found["dt"] = np.array(getattr(program.env, "dt", 0.0))
+    found["env_steps"] = np.array(int(state.rounds) * program.config.steps_per_round)
+    new = folder / f".{EPISODES}"
+    with new.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **found)
+    new.replace(folder / EPISODES)
+
+
+def _play(program: Program, agent: Any, memory: Any, task: Task, key: Key) -> dict[str, Array]:
+    """Returns the episodes of one task, leaves [2, T, ...]."""
+    config, env, learner = program.config, program.env, program.learner
+    task_key, draws = derive(key, "task"), derive(key, "adaptation")
+    _, _, adapted = evaluate.evaluate_task(
+        config, env, learner, agent, memory, task, task_key, draws
+    )
+    shots = max(0, len(learner.stages) - 1)
+    games = evaluate.games_of(config, env, task, task_key, shots)
+    games = jax.tree.map(lambda x: x[-1], games)
+    start = jax.tree.map(lambda x: x[0], games.starts)
+    step_key = jax.random.split(games.key, len(games.starts.step))[0]
+    before = learner.actor(agent)
+    actors = jax.tree.map(lambda x, y: jnp.stack([x, y]), before, adapted)
+    play = functools.partial(_episode, program, start, games.reach, step_key)
+    return jax.vmap(play)(actors)
+
+
+def _episode(
+    program: Program, start: Any, reach: Array, key: Key, actor: Actor
+) -> dict[str, Array]:
+    config, env = program.config, program.env
+    nets = networks.make(config.network, env.action_size)
+    policy = program.learner.greedy(actor, reach, 0.0)
+    length = max(config.network.history_length, config.evaluate.history_length)
+
+    def step(carry: tuple[Any, Array], key: Key) -> Any:
+        row, on = carry
+        _, shown = inputs.show(actor.scale, row.env_state.observation, row.history)
+        seen = {"context": nets.context(actor.weights, shown), "alive": on} | _of_body(env, row)
+        row, transition = rollout.act(env, policy, row, key)
+        seen["reward"] = transition.reward
+        return (row, on & ~(transition.terminated | transition.truncated)), seen
+
+    begin = rollout.begin(env, start, length), jnp.ones((), bool)
+    return jax.lax.scan(step, begin, jax.random.split(key, env.episode_length))[1]
+
+
+def _of_body(env: Any, row: Any) -> dict[str, Array]:
+    """Where a body is: a point, by what it observes, or the shapes of a model."""
+    if hasattr(env, "shapes"):
+        shapes, torso = env.shapes(row.env_state.physics), env.torso(row.env_state.physics)
+        return {"place": torso[:2]} | shapes._asdict()
+    if env.body == "point":
+        return {"place": row.env_state.observation[:2]}
+    return {}

@@ -1,0 +1,485 @@
+"""Charts of a run: each function returns a figure, or None where the run says nothing of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+import envs
+from experiments import statistics
+from experiments.report.source import Row, Source, finite
+
+# After Okabe and Ito, whose colours all eyes tell apart, on white and on black; lines differ in
+# dashes and points in shape, too.
+BEFORE, AFTER = "#2f8fd8", "#d55e00"
+COLORS = (BEFORE, AFTER, "#009e73", "#cc79a7", "#e69f00", "#8a8a8a")
+DASHES = ("dash", "solid", "dot", "dashdot", "longdash", "longdashdot")
+_NAMES = {"pre": "before", "post": "after", "step1": "after step 1"}
+_BINS = 64  # rows and columns of a map, at the most
+
+
+def stage_name(stage: str) -> str:
+    """Returns what a stage is called, such as `before` of `return_pre`."""
+    short = stage.removeprefix("eval/").removeprefix("tasks/").removeprefix("return_")
+    return _NAMES.get(short, short.replace("shot", "shot "))
+
+
+def stages(source: Source) -> list[str]:
+    """Returns the stages that rows report, `return_pre` first; step 1 only where there is one."""
+    names = {
+        name.removeprefix("eval/")
+        for row in source.rows
+        for name in row
+        if name.startswith("eval/return_") and not name.endswith("_p20")
+    }
+    if not source.config.adapt.step1_updates:
+        names.discard("return_step1")
+    return sorted(names, key=_turn)
+
+
+def _turn(name: str) -> tuple[int, int]:
+    """Sorts stages as they come."""
+    short = name.rpartition("_")[2]
+    order = {"pre": 0, "step1": 1, "post": 3}
+    return (2, int(short[4:])) if short.startswith("shot") else (order[short], 0)
+
+
+def over_seeds(source: Source, stage: str) -> list[tuple[int, float, float, float]]:
+    """Returns steps, the mean return over seeds and tasks, and its 95 % interval."""
+    found = []
+    for steps in source.steps:
+        values = source.values(f"eval/{stage}", steps)
+        if values is None:
+            continue
+        of_tasks = source.values(f"tasks/{stage}", steps)
+        whole = values[:, None] if of_tasks is None else of_tasks
+        low, high = statistics.interval(whole, statistics.mean)
+        found.append((steps, float(values.mean()), low, high))
+    return found
+
+
+def learning(source: Source) -> go.Figure | None:
+    """Returns over environment steps and over minutes, before and after adaptation."""
+    if not source.steps:
+        return None
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.03)
+    minutes = {steps: seconds / 60 for steps, seconds in source.seconds.items()}
+    for i, stage in enumerate(stages(source)):
+        curve = over_seeds(source, stage)
+        steps, means, lows, highs = map(list, zip(*curve, strict=True))
+        for column, x in ((1, steps), (2, [minutes.get(step) for step in steps])):
+            add_curve(figure, i, stage_name(stage), x, means, (lows, highs), column)
+    figure.update_xaxes(title_text="environment steps", col=1)
+    figure.update_xaxes(title_text="minutes", col=2)
+    figure.update_yaxes(title_text="return on held-out tasks", col=1)
+    return sized(figure, 420)
+
+
+def add_curve(
+    figure: go.Figure,
+    index: int,
+    name: str,
+    x: Sequence[Any],
+    y: Sequence[Any],
+    band: tuple[Sequence[float], Sequence[float]] | None,
+    column: int = 1,
+) -> None:
+    """Adds a line with its band to a figure; it is named once."""
+    color, dash = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
+    if band is not None:
+        figure.add_scatter(
+            x=[*x, *reversed(x)],
+            y=[*finite(band[1]), *reversed(finite(band[0]))],
+            mode="lines",
+            fill="toself",
+            fillcolor=_faint(color),
+            line_width=0,
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=name,
+            row=1,
+            col=column,
+        )
+    figure.add_scatter(
+        x=list(x),
+        y=finite(y),
+        name=name,
+        mode="lines+markers",
+        line=dict(color=color, dash=dash),
+        marker=dict(size=4),
+        legendgroup=name,
+        showlegend=column == 1,
+        row=1,
+        col=column,
+    )
+
+
+def _faint(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
+
+
+def sized(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
+    """Sets what all charts have in common."""
+    figure.update_layout(
+        height=height,
+        margin=dict(l=60, r=15, t=40, b=110 if legend else 50),
+        legend=dict(orientation="h", y=-65 / (height - 190), yanchor="top", x=0),
+        showlegend=legend,
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
+    return figure
+
+
+def final_tasks(source: Source) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
+    """Returns the held-out tasks, and their returns before and after [S, K] at the last step."""
+    for steps in reversed(source.steps):
+        before = source.values("tasks/return_pre", steps)
+        after = source.values("tasks/return_post", steps)
+        if before is not None and after is not None:
+            return source.parameters("held_out"), before, after
+    return None
+
+
+def study_tasks(source: Source) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
+    """Returns the same of the newest `make evaluate`."""
+    rows = as_set(source)
+    if not rows or not all("tasks/return_post" in row for row in rows):
+        return None
+    parameters = {k: np.array(v) for k, v in rows[0].get("tasks/parameters", {}).items()}
+    before, after = (
+        np.array([row[f"tasks/return_{stage}"] for row in rows]) for stage in ("pre", "post")
+    )
+    return parameters, before, after
+
+
+def as_set(source: Source) -> list[Row]:
+    """Returns the rows of the newest study as the run adapts, a row for each seed."""
+    return [row for row in source.studies if row["adapted"] == "as set"]
+
+
+def by_task(
+    source: Source, found: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None
+) -> go.Figure | None:
+    """Returns before and after over the parameter of a task: an angle in a circle, a place on the
+    plane, a number along an axis; else over the tasks as they come.
+    """
+    if found is None:
+        return None
+    parameters, before, after = found
+    returns = before.mean(0), after.mean(0)
+    leaf = next(iter(parameters.values())) if len(parameters) == 1 else np.zeros(())
+    (name, *_) = (*parameters, "task")
+    if leaf.ndim == 2 and leaf.shape[1] == 2:
+        return _on_the_plane(source, name, leaf, returns)
+    if leaf.ndim == 1 and name == "angle":
+        return _on_a_circle(leaf, returns)
+    x = leaf if leaf.ndim == 1 else np.arange(before.shape[1])
+    figure = go.Figure()
+    for values, of_seeds, stage, color, symbol in zip(
+        returns,
+        (before, after),
+        ("before", "after"),
+        (BEFORE, AFTER),
+        ("circle-open", "diamond"),
+        strict=True,
+    ):
+        spread = {}
+        if len(of_seeds) > 1:
+            ends = of_seeds.max(0) - values, values - of_seeds.min(0)
+            spread = {"error_y": dict(array=finite(ends[0]), arrayminus=finite(ends[1]))}
+        figure.add_scatter(
+            x=finite(x),
+            y=finite(values),
+            name=stage,
+            mode="markers",
+            marker=dict(color=color, symbol=symbol, size=8),
+            **spread,
+        )
+    meaning = dict(envs.load(source.config.task).parameters).get(name, "held-out task")
+    figure.update_xaxes(title_text=meaning if leaf.ndim == 1 else "held-out task")
+    figure.update_yaxes(title_text="return")
+    return sized(figure, 380)
+
+
+def _on_a_circle(angles: np.ndarray, returns: tuple[np.ndarray, np.ndarray]) -> go.Figure:
+    figure = go.Figure()
+    turn = np.argsort(angles)
+    for values, stage, color, symbol in zip(
+        returns, ("before", "after"), (BEFORE, AFTER), ("circle-open", "diamond"), strict=True
+    ):
+        figure.add_scatterpolar(
+            theta=finite(np.degrees(angles[turn])),
+            r=finite(values[turn]),
+            name=stage,
+            mode="markers",
+            marker=dict(color=color, symbol=symbol, size=10),
+        )
+    low, high = _ends(returns)
+    figure.update_polars(
+        radialaxis=dict(range=[min(0.0, low), max(0.0, 1.05 * high)], angle=45, nticks=5),
+        bgcolor="rgba(0,0,0,0)",
+    )
+    return sized(figure, 460)
+
+
+def _ends(returns: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Returns the lowest and the highest return that are finite."""
+    values = np.concatenate(returns)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+
+
+def _on_the_plane(
+    source: Source, name: str, places: np.ndarray, returns: tuple[np.ndarray, np.ndarray]
+) -> go.Figure:
+    figure = make_subplots(
+        1, 2, shared_yaxes=True, subplot_titles=("before", "after"), horizontal_spacing=0.04
+    )
+    trained = source.parameters("train").get(name)
+    low, high = _ends(returns)
+    for column, values in enumerate(returns, 1):
+        if trained is not None and trained.ndim == 2:
+            figure.add_scatter(
+                x=finite(trained[:, 0]),
+                y=finite(trained[:, 1]),
+                name="training tasks",
+                mode="markers",
+                marker=dict(color="#888888", symbol="x-thin-open", size=5),
+                showlegend=column == 1,
+                hoverinfo="skip",
+                row=1,
+                col=column,
+            )
+        figure.add_scatter(
+            x=finite(places[:, 0]),
+            y=finite(places[:, 1]),
+            name="held-out tasks, by return",
+            mode="markers",
+            marker=dict(
+                color=finite(np.where(np.isfinite(values), values, low)),
+                cmin=low,
+                cmax=high,
+                colorscale="Viridis",
+                size=12,
+                colorbar=dict(title="return") if column == 2 else None,
+                showscale=column == 2,
+            ),
+            text=[f"{x:.1f}" for x in values],
+            hovertemplate="(%{x:.2f}, %{y:.2f}): %{text}<extra></extra>",
+            showlegend=column == 1,
+            row=1,
+            col=column,
+        )
+    figure.update_yaxes(scaleanchor="x", scaleratio=1, col=1)
+    return sized(figure, 420)
+
+
+def shots(source: Source) -> go.Figure | None:
+    """Interquartile means by shots of new data, for each way to adapt of the newest study."""
+    ways: dict[str, list[Row]] = {}
+    for row in source.studies:
+        ways.setdefault(row["adapted"], []).append(row)
+    figure = make_subplots(1, 1)
+    for i, (name, rows) in enumerate(ways.items()):
+        points = by_shots(rows)
+        if len(points) < 2:  # an oracle: a level
+            continue
+        x, y, lows, highs = map(list, zip(*points, strict=True))
+        add_curve(figure, i, name, x, y, (lows, highs))
+    if not figure.data:
+        return None
+    # Its scale would hide the others'.
+    figure.update_traces(visible="legendonly", selector=dict(legendgroup="from nothing"))
+    figure.update_xaxes(title_text="shots: episodes of new data", dtick=1)
+    figure.update_yaxes(title_text="return (interquartile mean)")
+    return sized(figure, 380)
+
+
+def by_shots(rows: Sequence[Row]) -> list[tuple[int, float, float, float]]:
+    """Returns shots, the interquartile mean over seeds and tasks, and its 95 % interval."""
+    names = [
+        name for name in rows[0] if name.startswith("tasks/return_") and not name.endswith("step1")
+    ]
+    points = []
+    for shot, name in enumerate(sorted(names, key=_turn)):
+        if all(name in row for row in rows):
+            values = np.array([row[name] for row in rows], float)
+            low, high = statistics.interval(values, statistics.interquartile_mean)
+            middle = float(statistics.interquartile_mean(values.ravel()))
+            points.append((shot, middle, low, high))
+    return points
+
+
+def propensity(source: Source) -> go.Figure | None:
+    """What adaptation found in replay, over training: share that counts, weights, classifier."""
+    if not source.curve("adapt/ess")[0]:
+        return None
+    titles = ("effective sample size", "weights", "share of weights that are zero", "classifier")
+    figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.2)
+
+    def add(name: str, label: str, row: int, col: int, index: int) -> None:
+        x, y = source.curve(f"adapt/{name}")
+        line = dict(color=COLORS[index], dash=DASHES[index])
+        trace = go.Scatter(x=x, y=finite(y), name=label, line=line, mode="lines+markers")
+        trace.marker.size = 4
+        figure.add_trace(trace, row=row, col=col)
+
+    add("ess", "effective sample size (of 1)", 1, 1, 0)
+    for i, (name, label) in enumerate(
+        (("beta_p10", "10th"), ("beta_p50", "50th"), ("beta_p90", "90th percentile"))
+    ):
+        add(name, f"weight, {label}", 1, 2, (2, 3, 4)[i])
+    add("beta_zero_share", "weights that are zero", 2, 1, 5)
+    add("classifier_accuracy", "accuracy", 2, 2, 1)
+    add("classifier_calibration_error", "calibration error", 2, 2, 0)
+    for row, col in ((1, 1), (2, 1), (2, 2)):
+        figure.update_yaxes(range=[0, 1.02], row=row, col=col)
+    figure.update_yaxes(rangemode="tozero", row=1, col=2)
+    figure.update_xaxes(title_text="environment steps", row=2)
+    return sized(figure, 600)
+
+
+def reuse(source: Source) -> go.Figure | None:
+    """The share of each training task in the weights, for each new task, both sorted."""
+    rows = [row for row in as_set(source) if "tasks/reuse" in row and "train_tasks" in row]
+    if not rows:
+        return None
+    shares = np.mean([np.array(row["tasks/reuse"], float) for row in rows], axis=0)
+    if not np.isfinite(shares).any():
+        return None
+    labels = []
+    for axis, name in enumerate(("tasks/parameters", "train_tasks")):
+        numbers = np.column_stack(
+            [np.reshape(leaf, (shares.shape[axis], -1)) for leaf in rows[0][name].values()]
+        )
+        key, said = numbers[:, 0], f"{next(iter(rows[0][name]))}, first number"
+        if numbers.shape[1] == 2:  # around the circle
+            key, said = np.degrees(np.arctan2(numbers[:, 1], numbers[:, 0])), "direction (degrees)"
+        turn = np.argsort(key, kind="stable")
+        shares = np.take(shares, turn, axis=axis)
+        bins = np.array_split(np.arange(len(turn)), min(len(turn), _BINS))
+        parts = [np.take(shares, part, axis=axis).mean(axis=axis) for part in bins]
+        shares = np.stack(parts, axis=axis)
+        labels.append([f"{key[turn][part].mean():.2f} ({i + 1})" for i, part in enumerate(bins)])
+    figure = go.Figure(
+        go.Heatmap(
+            z=[finite(row) for row in shares.round(5)],
+            x=labels[1],
+            y=labels[0],
+            colorscale="Cividis",
+            colorbar=dict(title="share"),
+        )
+    )
+    for update, text in ((figure.update_xaxes, "training tasks"), (figure.update_yaxes, "new")):
+        update(title_text=f"{text}: {said} (number of the task or group)", type="category")
+        update(nticks=8, automargin=True)
+    return sized(figure, 460, legend=False)
+
+
+def context(source: Source) -> go.Figure | None:
+    """The context in its first two principal components over the steps of an episode."""
+    episodes = source.episodes
+    if "context" not in episodes or episodes["context"].shape[-1] < 2:
+        return None
+    values, alive = episodes["context"][:, 0], episodes["alive"][:, 0]  # before adaptation
+    lived = values[alive]
+    middle = lived.mean(0)
+    _, sizes, ways = np.linalg.svd(lived - middle, full_matrices=False)
+    parts = sizes**2 / max(float((sizes**2).sum()), 1e-12)
+    colors = _along(source, len(values))
+    figure = go.Figure()
+    for i, name in enumerate(episodes["names"]):
+        path = ((values[i] - middle) @ ways[:2].T)[alive[i]]
+        symbol = ("circle", "diamond", "square", "cross")[i % 4]
+        figure.add_scatter(
+            x=finite(path[:, 0]),
+            y=finite(path[:, 1]),
+            name=str(name),
+            mode="lines+markers",
+            line=dict(color=colors[i], width=1),
+            marker=dict(color=colors[i], symbol=symbol, size=[9, *[3] * (len(path) - 1)]),
+            text=[f"step {step}" for step in range(len(path))],
+        )
+    figure.update_xaxes(title_text=f"first component ({parts[0]:.0%} of the variance)")
+    figure.update_yaxes(title_text=f"second ({parts[1]:.0%})")
+    return sized(figure, 460)
+
+
+def paths(source: Source) -> go.Figure | None:
+    """Where the body goes, before and after adaptation, from the same start."""
+    episodes = source.episodes
+    if "place" not in episodes:
+        return None
+    figure = make_subplots(
+        1, 2, shared_yaxes=True, subplot_titles=("before", "after"), horizontal_spacing=0.04
+    )
+    colors = _along(source, len(episodes["place"]))
+    goals = episodes.get("task/goal")
+    for i, name in enumerate(episodes["names"]):
+        for column in (1, 2):
+            path = episodes["place"][i, column - 1][episodes["alive"][i, column - 1]]
+            figure.add_scatter(
+                x=finite(path[:, 0]),
+                y=finite(path[:, 1]),
+                name=str(name),
+                mode="lines",
+                line=dict(color=colors[i], dash=DASHES[i % 4]),
+                legendgroup=str(name),
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+            if goals is not None:
+                figure.add_scatter(
+                    x=finite(goals[i, :1]),
+                    y=finite(goals[i, 1:2]),
+                    name=f"goal {name}",
+                    mode="markers",
+                    marker=dict(color=colors[i], symbol="star", size=12),
+                    legendgroup=str(name),
+                    showlegend=False,
+                    row=1,
+                    col=column,
+                )
+    figure.update_xaxes(title_text="x (m)")
+    figure.update_yaxes(title_text="y (m)", col=1)
+    spread = np.ptp(episodes["place"].reshape(-1, 2), axis=0)
+    if spread.min() > spread.max() / 20:  # else the path is a line, along x
+        figure.update_yaxes(scaleanchor="x", scaleratio=1, col=1)
+    return sized(figure, 440)
+
+
+def _along(source: Source, count: int) -> list[str]:
+    """Returns a colour for each task that was played, in the order of their first parameter."""
+    leaves = [v for k, v in source.episodes.items() if k.startswith("task/")]
+    first = np.column_stack([leaf.reshape(count, -1) for leaf in leaves])
+    key = np.arctan2(first[:, 1], first[:, 0]) if first.shape[1] == 2 else first[:, 0]
+    rank = np.argsort(np.argsort(key, kind="stable"))
+    from plotly.colors import sample_colorscale
+
+    return list(sample_colorscale("Turbo", (0.08 + 0.84 * rank / max(1, count - 1)).tolist()))
+
+
+def health(source: Source) -> go.Figure | None:
+    """Losses, values and returns of training itself."""
+    names = {
+        "collect/return": "return while collecting",
+        "train/critic_loss": "critic loss",
+        "train/q": "mean Q",
+        "train/weight_norm": "norm of all weights",
+    }
+    if not any(source.curve(name)[0] for name in names):
+        return None
+    figure = make_subplots(2, 2, subplot_titles=list(names.values()), vertical_spacing=0.2)
+    for i, (name, label) in enumerate(names.items()):
+        x, y = source.curve(name)
+        line = dict(color=COLORS[i], dash=DASHES[1])
+        place = dict(row=i // 2 + 1, col=i % 2 + 1)
+        figure.add_scatter(x=x, y=finite(y), name=label, line=line, mode="lines", **place)
+    figure.update_xaxes(title_text="environment steps", row=2)
+    return sized(figure, 520, legend=False)

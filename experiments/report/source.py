@@ -1,0 +1,198 @@
+"""What a run directory says of a run, as far as it can be read: a page shows what there is."""
+
+import dataclasses
+import json
+import math
+import shlex
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import presets, run
+from experiments.config import RunConfig, all_seeds
+from experiments.tracking import METRICS
+from jmql.settings import Kind, flatten
+
+STUDIES, EPISODES, LOG = "evaluations.jsonl", "episodes.npz", "log.txt"
+Row = dict[str, Any]
+
+# Settings that say where a run is, not what it is.
+_PLACE = ("run_id", "resume", "runs", "mirror", "tracking.wandb", "tracking.project")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A run directory."""
+
+    folder: Path
+    config: RunConfig
+    record: dict[str, Any]  # config.json
+    rows: list[Row]  # of metrics.jsonl, of all seeds
+    studies: list[Row]  # of the newest `make evaluate`, a row for each seed and way to adapt
+    tasks: dict[str, np.ndarray]  # by `train/NAME` and `held_out/NAME`, leaves [K, ...]
+    episodes: dict[str, np.ndarray]  # of EPISODES; none if nothing was played yet
+    log: list[str]  # lines of log.txt
+    problems: list[str]  # what could not be read
+
+    @property
+    def steps(self) -> list[int]:
+        """Environment steps at which there was an evaluation, of all seeds."""
+        counts = [row["env_steps"] for row in self.rows if "eval/return_pre" in row]
+        return sorted(steps for steps in set(counts) if counts.count(steps) == self.config.seeds)
+
+    def values(self, name: str, steps: int) -> np.ndarray | None:
+        """Returns a metric at some step, [S] or, of single tasks, [S, K]; None where one lacks."""
+        found = [row.get(name) for row in self.rows if row["env_steps"] == steps]
+        return None if not found or None in found else np.array(found, float)
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Returns the steps at which a metric is there, and its means over seeds."""
+        means: dict[int, list[float]] = {}
+        for row in self.rows:
+            if name in row:
+                means.setdefault(row["env_steps"], []).append(row[name])
+        return list(means), [float(np.mean(x)) for x in means.values()]
+
+    @property
+    def total(self) -> int:
+        """Environment steps of the whole run."""
+        return self.config.total_rounds * self.config.steps_per_round
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """Seconds of compiling and of cycles up to each step, as far as rows say."""
+        clock, before = 0.0, 0
+        result: dict[int, float] = {}
+        for row in self.rows:
+            if row["seed"] != self.config.seed:
+                continue
+            clock += row["time/compile_seconds"] if not result else 0.0
+            speed = row["time/env_steps_per_second"]
+            clock += self.config.seeds * (row["env_steps"] - before) / speed
+            before = row["env_steps"]
+            result[before] = clock
+        return result
+
+    @property
+    def state(self) -> str:
+        """Says how far the run is."""
+        done = self.rows[-1]["env_steps"] if self.rows else 0
+        failed = self.folder / run.FAILED
+        if failed.exists():
+            return f"failed after {done:,} steps: {failed.read_text(encoding='utf-8').strip()}"
+        if done >= self.total:
+            return f"finished: {done:,} steps"
+        return f"{done:,} of {self.total:,} steps ({done / self.total:.0%})"
+
+    @property
+    def changed(self) -> list[tuple[str, Any, Any]]:
+        """Settings that differ from the profile: name, value, the profile's."""
+        preset = flatten(presets.preset(self.config.task, self.config.profile))
+        ours = flatten(self.config)
+        return [(k, ours[k], v) for k, v in preset.items() if k not in _PLACE and ours[k] != v]
+
+    @property
+    def command(self) -> str:
+        """A command that trains such a run."""
+        words = ["jmql", "train", "--task", self.config.task, "--profile", self.config.profile]
+        for name, value, _ in self.changed:
+            component, dot, field = name.replace("_", "-").rpartition(".")
+            if isinstance(value, bool):
+                words.append(f"--{component}{dot}{'' if value else 'no-'}{field}")
+            else:
+                words += [f"--{component}{dot}{field}", *_texts(value)]
+        return shlex.join(words)
+
+    def parameters(self, part: str) -> dict[str, np.ndarray]:
+        """Returns the parameters of the tasks of `train` or `held_out`, leaves [K, ...]."""
+        return {
+            name.partition("/")[2]: leaf
+            for name, leaf in self.tasks.items()
+            if name.startswith(f"{part}/")
+        }
+
+
+def read(folder: Path) -> Source:
+    """Reads a run directory, which may still be written to.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    config, problems = run.read_config(folder), []
+    record = json.loads((folder / "config.json").read_bytes())
+
+    def rows(name: str, needed: set[str]) -> list[Row]:
+        found = []
+        for number, row in _lines(folder / name):
+            if isinstance(row, dict) and row.keys() >= needed:
+                found.append(row)
+            else:
+                problems.append(f"line {number} of {name} is damaged and left out")
+        return found
+
+    def arrays(name: str) -> dict[str, np.ndarray]:
+        try:
+            with np.load(folder / name) as file:
+                return dict(file)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            problems.append(f"{name} cannot be read: {error}")
+            return {}
+
+    times = {"time/env_steps_per_second", "time/compile_seconds"}
+    metrics = rows(METRICS, {"seed", "env_steps"} | times)
+    studies = rows(STUDIES, {"seed", "adapted", "tasks/return_pre"})
+    last = {**studies[-1], "seed": 0, "adapted": ""} if studies else {}
+    same = ("env_steps", "num_tasks", "task_seed", "ranges")
+    seeds, kept = set(all_seeds(config)), {}
+    for row in studies:
+        if row["seed"] in seeds and all(row.get(k) == last.get(k) for k in same):
+            kept[row["adapted"], row["seed"]] = row  # the newest of each
+    log = folder / LOG
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return Source(
+        folder,
+        config,
+        record,
+        [row for row in metrics if row["seed"] in seeds],
+        list(kept.values()),
+        arrays("tasks.npz"),
+        arrays(EPISODES),
+        text.splitlines(),
+        problems,
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields the whole lines of a JSON file, numbered from 1; None for one that is damaged."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # a torn one comes last
+    except OSError:
+        return
+    for number, line in enumerate(lines, 1):
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError):
+            yield number, None
+
+
+def _texts(value: Any) -> list[str]:
+    """Returns a value as words of the command line."""
+    if isinstance(value, tuple):
+        return [text for part in value for text in _texts(part)]
+    return [str(value)]
+
+
+def measured(config: RunConfig) -> dict[str, Any]:
+    """Returns the settings that a run is, without its seeds."""
+    same = flatten(config, Kind.LEARNED) | flatten(config, Kind.MEASURED)
+    return {name: value for name, value in same.items() if name not in ("seed", "seeds")}
+
+
+def finite(values: Any) -> list[float | None]:
+    """Returns numbers for a chart: None, a gap, for what is not finite."""
+    return [float(x) if math.isfinite(x) else None for x in np.ravel(values)]
