@@ -12,13 +12,13 @@ flag = $(if $(strip $(value $(2))),--$(1) '$(subst ','\'',$(value $(2)))')
 unexport TASK PROFILE SEED SEEDS RESUME RUN RUNS OUT SWEEP WHERE JOBS BUCKET
 
 .DEFAULT_GOAL := help
-.PHONY: help train evaluate export report compare sweep sweep-status sweep-stop bench bench-anchor check test figures lint format lock no-such-device
+.PHONY: help train evaluate export report compare workspace sweep sweep-status sweep-stop bench bench-anchor check test figures lint format lock no-such-device
 
 help: ## list the commands
 	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
-train: $(VENV)/.installed-report $(STAMP) ## TASK=ant_dir [PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
+train: $(STAMP) ## TASK=ant_dir [PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
 	@$(JMQL) train $(call flag,task,TASK) $(call flag,profile,PROFILE) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) $(call flag,resume,RESUME) $(ARGS)
 
 evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256 --shots 0 1 5 --ablations"]
@@ -27,11 +27,14 @@ evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256 --shots 0 1 5 -
 export: $(STAMP) ## RUN=runs/ant_dir/ID OUT=ant.jmql
 	@$(JMQL) export $(call flag,run,RUN) $(call flag,out,OUT) $(ARGS)
 
-report: $(VENV)/.installed-report ## RUN=runs/ant_dir/ID; a run on one page, report.html
+report: $(STAMP) ## RUN=runs/ant_dir/ID; a run on one page, report.html
 	@$(JMQL) report $(call flag,run,RUN) $(ARGS)
 
-compare: $(VENV)/.installed-report ## RUNS="runs/ant_dir/a* runs/ant_dir/b*"; groups of seeds in a table and a page
+compare: $(STAMP) ## RUNS="runs/ant_dir/a* runs/ant_dir/b*"; groups of seeds in a table and a page
 	@$(JMQL) compare --runs $(RUNS) $(ARGS)
+
+workspace: $(STAMP) ## [ARGS="--project jmql --entity NAME"]; a W&B view that compares groups of seeds
+	@$(JMQL) workspace $(ARGS)
 
 sweep: $(STAMP) ## SWEEP=experiments/sweeps/lr.yaml [WHERE=local JOBS=2, or WHERE=tpu BUCKET=gs://...]; prints the jobs, or runs them
 	@$(JMQL) sweep $(call flag,file,SWEEP) $(call flag,where,WHERE) $(call flag,jobs,JOBS) $(call flag,bucket,BUCKET) $(ARGS)
@@ -91,9 +94,9 @@ $(VENV)/.created:
 
 # The lock constrains every version; extras choose what is installed.
 $(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/.created
-	@$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable .
+	@$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[report]'
 	@touch $@
 
 $(VENV)/.installed-%: pyproject.toml requirements.lock | $(VENV)/.created
-	@$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[$*]'
+	@$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[report,$*]'
 	@touch $@

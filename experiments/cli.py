@@ -71,6 +71,14 @@ class CompareArgs(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class WorkspaceArgs(Settings):
+    """Saves a W&B workspace that compares groups of seeds over environment steps."""
+
+    project: str = "jmql"  # of W&B
+    entity: str = ""  # of W&B; empty: the account's default
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepArgs(Settings):
     """Runs a sweep: prints the jobs of a YAML file, one command each, or runs them."""
 
@@ -136,6 +144,7 @@ def _run(words: list[str]) -> int:
         "export": _export,
         "report": _report,
         "compare": _compare,
+        "workspace": _workspace,
         "sweep": _sweep,
         "sweep-status": _sweep_status,
         "sweep-stop": _sweep_stop,
@@ -262,7 +271,7 @@ def _export(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     args = _parse(ReportArgs, "report", words)
-    _needs_charts()
+    _needs("plotly")
     from experiments import devices
 
     devices.prepare(1)
@@ -274,7 +283,7 @@ def _report(words: list[str]) -> int:
 
 def _compare(words: list[str]) -> int:
     args = _parse(CompareArgs, "compare", words)
-    _needs_charts()
+    _needs("plotly")
     _without_accelerators()
     from experiments.report import compare
 
@@ -282,9 +291,19 @@ def _compare(words: list[str]) -> int:
     return 0
 
 
-def _needs_charts() -> None:
-    if importlib.util.find_spec("plotly") is None:
-        raise ConfigError("plotly is not installed; valid: after `make .venv/.installed-report`")
+def _workspace(words: list[str]) -> int:
+    args = _parse(WorkspaceArgs, "workspace", words)
+    _needs("wandb_workspaces")
+    from experiments.report import workspace
+
+    workspace.save(args.entity, args.project)
+    return 0
+
+
+def _needs(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        name = module.replace("_", "-")
+        raise ConfigError(f"{name} is not here; valid: after .venv/bin/pip install {name}")
 
 
 def _without_accelerators() -> None:

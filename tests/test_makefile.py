@@ -81,7 +81,9 @@ def test_another_device_is_refused_before_anything_is_set_up(folder, device):
         assert make(folder, *words, f"DEVICE={device}").returncode == 0
 
 
-@pytest.mark.parametrize(("device", "what"), [("cpu", "."), ("cuda", ".[cuda]"), ("tpu", ".[tpu]")])
+@pytest.mark.parametrize(
+    ("device", "what"), [("cpu", ".[report]"), ("cuda", ".[report,cuda]"), ("tpu", ".[report,tpu]")]
+)
 def test_a_device_chooses_its_extra(folder, device, what):
     assert make(folder, "train", f"DEVICE={device}").returncode == 0
     assert calls(folder).endswith(f" --editable {what}\n")

@@ -16,7 +16,7 @@ import pytest
 
 from experiments import run, statistics, train
 from experiments.config import TrackingConfig
-from experiments.report import compare, episodes, report
+from experiments.report import compare, episodes, report, workspace
 from experiments.stop import Stop
 from jmql import evaluate, settings
 from jmql.settings import ConfigError
@@ -362,3 +362,25 @@ def test_pages_open_in_a_browser_without_a_network(browser, several, tmp_path, s
             page.wait_for_timeout(500)
             assert page.locator("canvas").screenshot() != before
         context.close()
+
+
+def test_the_workspace_shows_what_runs_report(monkeypatch):
+    view = workspace.build("me", "jmql")
+    real = Path("experiments/results/tuned/ant_dir.jsonl").read_text().splitlines()[-1]
+    reported = json.loads(real).keys()
+    panels = [panel for section in view.sections for panel in section.panels]
+    for panel in panels:
+        assert panel.x == "env_steps"
+        if panel.metric_regex:
+            assert any(re.fullmatch(panel.metric_regex, name) for name in reported)
+        for name in panel.y:
+            assert str(name) in reported
+    text = json.dumps(view._to_model().model_dump(by_alias=True), default=str)
+    assert '"grouping": [{"section": "run", "name": "group"}]' in text
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("no key")
+
+    monkeypatch.setattr("wandb.Api", refuse)
+    with pytest.raises(ConfigError, match=r"no W&B account here \(no key\); valid:"):
+        workspace.save("", "jmql")
