@@ -9,7 +9,7 @@ STAMP := $(if $(filter-out cuda tpu,$(EXTRA)),no-such-device,$(VENV)/.installed$
 # `flag,NAME,VARIABLE` is `--NAME 'VALUE'`, the value as it was given, or nothing where it is empty.
 flag = $(if $(strip $(value $(2))),--$(1) '$(subst ','\'',$(value $(2)))')
 # Else make expands them for the environment of what it runs.
-unexport TASK PROFILE SEED SEEDS RESUME RUN RUNS OUT SWEEP WHERE JOBS BUCKET
+unexport TASK PROFILE SEED SEEDS RESUME RUN RUNS WANDB OUT SWEEP WHERE JOBS BUCKET
 
 .DEFAULT_GOAL := help
 .PHONY: help train evaluate export report compare workspace sweep sweep-status sweep-stop bench bench-anchor check test figures lint format lock no-such-device
@@ -30,8 +30,8 @@ export: $(STAMP) ## RUN=runs/ant_dir/ID OUT=ant.jmql
 report: $(STAMP) ## RUN=runs/ant_dir/ID; a run on one page, report.html
 	@$(JMQL) report $(call flag,run,RUN) $(ARGS)
 
-compare: $(STAMP) ## RUNS="runs/ant_dir/a* runs/ant_dir/b*"; groups of seeds in a table and a page
-	@$(JMQL) compare --runs $(RUNS) $(ARGS)
+compare: $(STAMP) ## RUNS="runs/ant_dir/a* runs/ant_dir/b*", or WANDB=entity/project/group; groups of seeds in a table and a page
+	@$(JMQL) compare $(if $(strip $(RUNS)),--runs $(RUNS)) $(call flag,wandb,WANDB) $(ARGS)
 
 workspace: $(STAMP) ## [ARGS="--project jmql --entity NAME"]; a W&B view that compares groups of seeds
 	@$(JMQL) workspace $(ARGS)

@@ -64,7 +64,8 @@ class ReportArgs(Settings):
 class CompareArgs(Settings):
     """Compares runs, groups of seeds: a table here and one in a page, with curves."""
 
-    runs: tuple[str, ...]  # run directories, patterns of them, or folders that hold them
+    runs: tuple[str, ...] = ()  # run directories, patterns of them, or folders that hold them
+    wandb: str = ""  # in place of them: ENTITY/PROJECT or ENTITY/PROJECT/GROUP of W&B
     out: Path = Path("compare.html")  # the page
     target: float | None = None
     """a return to wait for; by default the highest that all groups have reached"""
@@ -287,7 +288,7 @@ def _compare(words: list[str]) -> int:
     _without_accelerators()
     from experiments.report import compare
 
-    compare.compare(args.runs, args.out, args.target)
+    compare.compare(args.runs, args.wandb, args.out, args.target)
     return 0
 
 

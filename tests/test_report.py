@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import pytest
 
 from experiments import run, statistics, train
 from experiments.config import TrackingConfig
-from experiments.report import compare, episodes, report, workspace
+from experiments.report import compare, episodes, report, source, workspace
 from experiments.stop import Stop
 from jmql import evaluate, settings
 from jmql.settings import ConfigError
@@ -259,12 +260,16 @@ def several(tmp_path) -> Path:
     return tmp_path / "point_goal"
 
 
+def grouped(*paths: Path) -> tuple[list[compare.Group], list[str]]:
+    return compare.grouped([source.read(path) for path in paths])
+
+
 def test_groups_of_seeds_are_compared(several, tmp_path, capsys):
     files = [rows(several / f"slow-{seed}", "metrics.jsonl") for seed in (0, 1)]
     # One is still going: all are compared where it is.
     path = several / "fast-1" / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
-    groups, _ = compare.read(compare.folders([f"{several}/slow-*", f"{several}/fast-*"]))
+    groups, _ = grouped(*compare.folders([f"{several}/slow-*", f"{several}/fast-*"]))
     assert [group.name for group in groups] == ["tau 0.005", "tau 0.01"]
     first, second = compare.lines(groups, 160, 7.0, -30.0)
     at = np.array([file[1]["tasks/return_post"] for file in files])
@@ -280,7 +285,7 @@ def test_groups_of_seeds_are_compared(several, tmp_path, capsys):
     assert compare.lines(groups, 160, 7.0, 1e9)[0].seconds_to_target is None
 
     out = tmp_path / "compare.html"
-    compare.compare([str(several)], out, None)
+    compare.compare([str(several)], "", out, None)
     page = out.read_text()
     line = named(charts(page)["Return on held-out tasks over training"], "tau 0.005")
     means = np.mean([[np.mean(row["tasks/return_post"]) for row in file] for file in files], axis=0)
@@ -289,6 +294,38 @@ def test_groups_of_seeds_are_compared(several, tmp_path, capsys):
     assert "2 groups, 160 steps" in said
     assert re.search(r"td3.tau\s+0.01\s+0.005", text(page))
     assert "discount" not in text(page)  # settings that differ, and only those
+
+
+def test_runs_of_wandb_are_compared_as_those_on_disk(several, tmp_path, monkeypatch):
+    """W&B's own interface is stood in for: what it is given, it returns."""
+
+    def run_of(folder: Path) -> SimpleNamespace:
+        history = rows(folder, "metrics.jsonl")
+        flat = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in history]
+        record = json.loads((folder / "config.json").read_text())
+        name = f"point_goal-{folder.name}-s{history[0]['seed']}"
+        scan = [{k: v for k, v in row.items() if k != "seed"} for row in flat]
+        return SimpleNamespace(id=name, config=record, scan_history=lambda: scan, url="https://x")
+
+    asked = []
+
+    def runs(path: str, filters: dict) -> list[SimpleNamespace]:
+        asked.append((path, filters))
+        other = SimpleNamespace(id="a", config={}, scan_history=list, url="")
+        return [*map(run_of, sorted(several.iterdir())), other]
+
+    monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(runs=runs))
+    compare.compare([], "me/jmql/g", tmp_path / "online.html", None)
+    compare.compare([str(several)], "", tmp_path / "disk.html", None)
+    assert asked == [("me/jmql", {"group": "g"})]
+    title = "Return on held-out tasks over training"
+    ours, theirs = (
+        charts((tmp_path / f"{name}.html").read_text())[title] for name in ("disk", "online")
+    )
+    for name in ("tau 0.005", "tau 0.01"):
+        np.testing.assert_allclose(named(ours, name)["y"], named(theirs, name)["y"])
+    with pytest.raises(ConfigError, match="wandb is 'me'; it must be ENTITY/PROJECT"):
+        compare.compare([], "me", tmp_path / "x.html", None)
 
 
 def test_how_probable_it_is_to_be_better():
@@ -303,19 +340,19 @@ def test_what_does_not_compare_is_refused(several, tmp_path):
         compare.folders([f"{tmp_path}/nothing"])
     made(tmp_path, "again", **{"seed": 0, "seeds": 1})
     with pytest.raises(ConfigError, match="are the same run of seed 0"):
-        compare.read([several / "slow-0", several / "again"])
+        grouped(several / "slow-0", several / "again")
     other = made(tmp_path, "other", **{"tasks.seed": 1})
     with pytest.raises(ConfigError, match=r"has tasks.seed 1, and .* 0: their returns do not"):
-        compare.read([several / "slow-0", other])
+        grouped(several / "slow-0", other)
     point = made(tmp_path, "sparse", **{"task": "point_sparse"})
     with pytest.raises(ConfigError, match=r"task 'point_sparse', and .* 'point_goal'"):
-        compare.read([several / "slow-0", point])
+        grouped(several / "slow-0", point)
     shutil.copy(other / "tasks.npz", several / "slow-1" / "tasks.npz")
     with pytest.raises(ConfigError, match="has other held-out tasks"):
-        compare.read([several / "slow-0", several / "slow-1"])
+        grouped(several / "slow-0", several / "slow-1")
     (several / "slow-0" / "metrics.jsonl").unlink()
     with pytest.raises(ConfigError, match="no run has an evaluation yet"):
-        compare.read([several / "slow-0"])
+        grouped(several / "slow-0")
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +371,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 1100), ("light", 390)])
 def test_pages_open_in_a_browser_without_a_network(browser, several, tmp_path, scheme, width):
-    compare.compare([str(several)], tmp_path / "compare.html", None)
+    compare.compare([str(several)], "", tmp_path / "compare.html", None)
     for path in (report.write(several / "slow-0"), tmp_path / "compare.html"):
         context = browser.new_context(
             color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from experiments import run, statistics, terminal
 from experiments.config import all_seeds
-from experiments.report import page, panels, source
+from experiments.report import online, page, panels, source
 from experiments.report.source import Source
 from jmql.settings import ConfigError, flatten
 
@@ -86,21 +86,16 @@ def folders(words: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def read(paths: Sequence[Path]) -> tuple[list[Group], list[str]]:
-    """Returns the groups of runs in the order of their paths, and what is left out, and why.
+def grouped(runs: Sequence[Source]) -> tuple[list[Group], list[str]]:
+    """Returns the groups of runs in their order, and what is left out, and why.
 
     Raises:
         ConfigError: they cannot be compared.
     """
-    sources, left_out = [], []
-    for path in paths:
-        it = source.read(path)
-        if it.steps:
-            sources.append(it)
-        else:
-            left_out.append(f"{path} has no evaluation yet")
+    left_out = [f"{it.folder} has no evaluation yet" for it in runs if not it.steps]
+    sources = [it for it in runs if it.steps]
     if not sources:
-        raise ConfigError(f"no run has an evaluation yet: {', '.join(map(str, paths))}")
+        raise ConfigError(f"no run has an evaluation yet; {'; '.join(left_out)}")
     first = sources[0]
     refuse_other(first, sources)
     groups: dict[str, list[Source]] = {}
@@ -278,11 +273,12 @@ def _reached(group: Group, target: float) -> float | None:
     return float(np.mean([curve.seconds[curve.steps == at][0] for curve in group.curves]))
 
 
-def compare(words: Sequence[str], out: Path, target: float | None) -> None:
+def compare(words: Sequence[str], wandb: str, out: Path, target: float | None) -> None:
     """Prints a table of groups and writes the same as a page, with curves.
 
     Args:
         words: paths and patterns of run directories.
+        wandb: ENTITY/PROJECT or ENTITY/PROJECT/GROUP of W&B, in place of them; or empty.
         out: the page.
         target: a return to wait for; by default the highest that all groups have reached.
 
@@ -290,7 +286,10 @@ def compare(words: Sequence[str], out: Path, target: float | None) -> None:
         ConfigError: these runs do not compare.
         RunFailed: the page cannot be written.
     """
-    groups, left_out = read(folders(words))
+    if bool(words) == bool(wandb):
+        raise ConfigError("valid: runs, or what W&B has of them (wandb), one of the two")
+    runs = online.read(wandb) if wandb else [source.read(path) for path in folders(words)]
+    groups, left_out = grouped(runs)
     steps = min(group.reach("steps") for group in groups)
     seconds = min(group.reach("seconds") for group in groups)
     target = min(x.means("return_post")[1].max() for x in groups) if target is None else target
@@ -311,7 +310,10 @@ def compare(words: Sequence[str], out: Path, target: float | None) -> None:
     for name in left_out:
         terminal.console.print(f"left out: {name}", soft_wrap=True)
     page.write(
-        out, title, f"runs: {' '.join(words)}", _parts(groups, columns, cells, keys, left_out)
+        out,
+        title,
+        f"runs: {wandb or ' '.join(words)}",
+        _parts(groups, columns, cells, keys, left_out),
     )
     terminal.console.print(f"written to {out}", soft_wrap=True)
 
