@@ -9,7 +9,7 @@ rows() { cat runs/*/killed-*/metrics.jsonl 2>/dev/null | wc -l; }
 for count in 24 54; do
   setsid make --silent sweep SWEEP=$file WHERE=local ARGS="--population 6" > /dev/null &
   until [ "$(rows)" -ge $count ]; do sleep 0.5; done
-  pkill -9 -f "run-id killed-|sweep .*killed.yaml"
+  kill -9 -- -$!  # all that it has started
   sleep 3
   echo "killed with $(rows) of $(cat whole/*/killed-*/metrics.jsonl | wc -l) rows"
 done
