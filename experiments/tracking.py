@@ -95,11 +95,16 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
+    if not is_row(row):
+        raise damaged(path, number)
+    return dict(row)
+
+
+def is_row(row: Any) -> bool:
+    """Returns whether this is what a run writes into metrics.jsonl."""
     if not isinstance(row, dict) or not row.keys() >= _COUNTS:
-        raise damaged(path, number)
-    if not all(_is_right(name, value) for name, value in row.items()):
-        raise damaged(path, number)
-    return row
+        return False
+    return all(_is_right(name, value) for name, value in row.items())
 
 
 def _is_right(name: str, value: Any) -> bool:
@@ -156,7 +161,7 @@ class Tracker:
 
     def __init__(self, folder: Path, config: RunConfig, record: dict[str, Any], steps: int):
         drop_rows(folder, steps)
-        self._folder = folder
+        self._folder, self._mirror = folder, config.mirror
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self.exit_code = 0  # for W&B, which shows another code as a failed run
         self._seeds = all_seeds(config)
@@ -219,9 +224,12 @@ class Tracker:
             for run in self._runs[:1]:
                 import wandb
 
-                run.log({"report": wandb.Html(str(path))})
+                run.log({"report": wandb.Html(str(path), inject=False)})
                 kept = wandb.Artifact(f"{run.id}-checkpoints", type="checkpoints")
-                kept.add_reference(self._folder.resolve().as_uri(), checksum=False)
+                there = self._folder.resolve().as_uri()
+                if self._mirror:
+                    there = "/".join([self._mirror.rstrip("/"), *self._folder.parts[-2:]])
+                kept.add_reference(f"{there}/checkpoints", checksum=False)
                 run.log_artifact(kept)
         except Exception as error:
             self._fail(error)

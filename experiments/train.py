@@ -341,11 +341,10 @@ def go_on(
                 (place.folder / run.FAILED).write_text(f"{why}\n", encoding="utf-8")
         stop.saved = not config.mirror  # else it is to be copied
         for place, member, tracker in zip(places, members, trackers, strict=True):
-            if member.failed:
+            if done < config.total_rounds and not member.failed:
+                tracker.exit_code = SAVED  # after notice there may be no time for a page
                 continue
-            if done < config.total_rounds:
-                tracker.exit_code = SAVED
-            else:
+            if not member.failed:
                 rows = tracking.read(place.folder)[-member.config.seeds :]
                 tracker.tasks(["task", *program.stages], per_task(program, rows))
             page = report_of(place.folder)
@@ -366,9 +365,9 @@ def report_of(folder: Path) -> Path | None:
     """Writes the page of a run, where the extra `report` is installed; None where there is none."""
     if importlib.util.find_spec("plotly") is None:
         return None
-    from experiments.report import report
-
     try:
+        from experiments.report import report
+
         return report.write(folder)
     except Exception:  # a page is not worth a run
         logging.getLogger("jmql").exception("no report could be written", extra={"folder": folder})

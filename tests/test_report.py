@@ -140,13 +140,25 @@ def test_a_report_has_the_numbers_of_the_files(folder):
         assert named(curve, name)["x"] == list(STEPS)
         np.testing.assert_allclose(named(curve, name)["y"], means, rtol=1e-12)
         assert f"{means[-1]:,.1f}" in text(page)
-    # Two seeds share the clock: 3 s to compile, and 80 steps of each at 40 a second.
+        # The band is of both seeds and all tasks.
+        values = np.array([x[f"tasks/return_{stage}"] for x in files if x["env_steps"] == 240])
+        band = next(x for x in curve if x.get("legendgroup") == name and x.get("fill"))
+        ends = band["y"][2:4]
+        expected = statistics.interval(values, statistics.mean)
+        np.testing.assert_allclose(ends[::-1], expected, atol=0.3)
+    gain = named(drawn["What adaptation adds"], "after minus before")
+    np.testing.assert_allclose(
+        np.array(gain["y"]) + named(curve, "before")["y"], named(curve, "after")["y"]
+    )
+    # Two seeds share the clock: 80 steps of each at 40 a second.
     minutes = [trace["x"] for trace in curve if trace.get("name") == "before"][1]
-    np.testing.assert_allclose(minutes, [(3 + 4 * i) / 60 for i in (1, 2, 3)])
+    np.testing.assert_allclose(minutes, [4 * i / 60 for i in (1, 2, 3)])
 
     last = [row["tasks/return_post"] for row in files if row["env_steps"] == 240]
     goals = np.load(folder / "tasks.npz")["held_out/goal"]
-    after = [x for x in drawn["Held-out tasks of the run"] if x.get("text")][1]
+    after = [
+        x for x in drawn["Held-out tasks of the run, at its last evaluation"] if x.get("text")
+    ][1]
     np.testing.assert_allclose(after["marker"]["color"], np.mean(last, axis=0))
     np.testing.assert_allclose(after["x"], goals[:, 0])
 
@@ -160,7 +172,23 @@ def test_a_report_has_the_numbers_of_the_files(folder):
             np.testing.assert_allclose(value, expected)
     shares = np.mean([x["tasks/reuse"] for x in study if x["adapted"] == "as set"], axis=0)
     (heat,) = drawn["Which training tasks are reused for which new ones"]
-    np.testing.assert_allclose(np.sort(np.ravel(heat["z"])), np.sort(shares.ravel()), atol=1e-5)
+    new, old = (
+        np.argsort(np.arctan2(*np.array(study[0][name]["goal"]).T[::-1]))
+        for name in ("tasks/parameters", "train_tasks")
+    )
+    np.testing.assert_allclose(np.array(heat["z"], float), shares[np.ix_(new, old)], atol=1e-5)
+    found = np.load(folder / "episodes.npz")
+    for side, of in enumerate(("before", "after")):
+        path = [x for x in drawn["Where the body goes"] if x.get("name") == "task <0>"][side]
+        alive = found["alive"][0, side]
+        assert path["x"] == found["place"][0, side, alive, 0].tolist(), of
+    alive, values = found["alive"][:, 0], found["context"][:, 0]
+    shown = named(drawn["Context over an episode"], "task <1>")
+    assert len(shown["x"]) == alive[1].sum()
+    middle = values[alive].mean(0)
+    away = np.linalg.svd(values[alive] - middle, full_matrices=False)[2][:2]
+    expected = (values[1, alive[1]] - middle) @ away.T
+    np.testing.assert_allclose(np.abs(shown["x"]), np.abs(expected[:, 0]), rtol=1e-6)
     assert "jmql train --task point_goal" in text(page)
     assert "--td3.learning-rate 0.01" in text(page)
     assert "finished: 240 steps" in text(page)
@@ -178,6 +206,7 @@ def test_a_report_has_the_numbers_of_the_files(folder):
         "not finite": "finished: 240 steps",
         "no studies": "finished: 240 steps",
         "tasks are lost": "tasks.npz cannot be read",
+        "a chart fails": "Context over an episode cannot be drawn: KeyError",
     }.items(),
 )
 def test_a_run_in_any_state_has_a_page(name, said, folder):
@@ -205,12 +234,24 @@ def test_a_run_in_any_state_has_a_page(name, said, folder):
         case "no studies":
             for file in ("evaluations.jsonl", "episodes.npz"):
                 (folder / file).unlink()
+        case "a chart fails":
+            found = dict(np.load(folder / "episodes.npz"))
+            del found["names"]
+            np.savez(folder / "episodes.npz", **found)
         case "tasks are lost":
             (folder / "tasks.npz").write_bytes(b"x")
     page = report.write(folder).read_text()
     assert said in text(page)
     assert "NaN" not in "".join(re.findall(r'json">(.*?)</script>', page))
     charts(page)
+
+
+def test_the_newest_study_alone_is_shown(folder):
+    config, rng = run.read_config(folder), np.random.default_rng(5)
+    new = studies(config, rng)[:2]  # as set, of two seeds, without the other way
+    append(folder / "evaluations.jsonl", new)
+    found = source.read(folder).studies
+    assert found == new
 
 
 def test_a_page_of_a_thousand_tasks_is_small(tmp_path):
@@ -271,18 +312,21 @@ def test_groups_of_seeds_are_compared(several, tmp_path, capsys):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     groups, _ = grouped(*compare.folders([f"{several}/slow-*", f"{several}/fast-*"]))
     assert [group.name for group in groups] == ["tau 0.005", "tau 0.01"]
-    first, second = compare.lines(groups, 160, 7.0, -30.0)
+    first, second = compare.lines(groups, 160, 4.0, -30.0)
     at = np.array([file[1]["tasks/return_post"] for file in files])
     np.testing.assert_allclose(first.at_steps[0], statistics.interquartile_mean(at.ravel()))
     early = np.array([file[0]["tasks/return_post"] for file in files])
     expected = statistics.interquartile_mean(early.ravel())
-    np.testing.assert_allclose(compare.lines(groups, 160, 5.0, 0)[0].at_seconds[0], expected)
+    np.testing.assert_allclose(compare.lines(groups, 160, 3.0, 0)[0].at_seconds[0], expected)
     np.testing.assert_allclose(second.at_steps[0], first.at_steps[0] + 10)
     assert second.improvement is not None
     assert second.improvement[0] > 0.8
     assert (first.seeds, first.steps, second.steps) == (2, 240, 160)
-    assert first.seconds_to_target == 3 + 240 / 40
-    assert compare.lines(groups, 160, 7.0, 1e9)[0].seconds_to_target is None
+    assert first.seconds_to_target == 240 / 40
+    assert compare.lines(groups, 160, 1.0, 0)[0].at_seconds is None  # no evaluation yet
+    assert "fewer than three seeds" in compare.cautions(groups, 160)[0]
+    assert compare.cautions(groups, 160)[-1] == "compared at 160 steps, where tau 0.01 is"
+    assert compare.lines(groups, 160, 4.0, 1e9)[0].seconds_to_target is None
 
     out = tmp_path / "compare.html"
     compare.compare([str(several)], "", out, None)

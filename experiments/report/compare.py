@@ -31,7 +31,7 @@ class Curve:
     returns: dict[str, np.ndarray]  # of `_STAGES`, [E, K] of tasks, or [E, 1] of their means
 
     def at(self, reached: np.ndarray, limit: float) -> int:
-        """Returns the last evaluation that is within a limit of steps or seconds."""
+        """Returns the last evaluation within a limit of steps or seconds; -1: there is none."""
         return int(np.searchsorted(reached, limit, side="right")) - 1
 
 
@@ -43,9 +43,13 @@ class Group:
     sources: list[Source]
     curves: list[Curve]
 
-    def values(self, stage: str, by: str, limit: float) -> np.ndarray:
-        """Returns what the seeds earned [S, K] when they had taken so many steps or seconds."""
+    def values(self, stage: str, by: str, limit: float) -> np.ndarray | None:
+        """Returns what the seeds earned [S, K] when they had taken so many steps or seconds; None
+        where one had no evaluation yet.
+        """
         picked = [(curve, curve.at(getattr(curve, by), limit)) for curve in self.curves]
+        if any(at < 0 for _, at in picked):
+            return None
         return np.stack([curve.returns[stage][at] for curve, at in picked])
 
     def reach(self, by: str) -> float:
@@ -86,6 +90,18 @@ def folders(words: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+def _read(paths: Sequence[Path], left_out: list[str]) -> list[Source]:
+    found = []
+    for path in paths:
+        try:
+            found.append(source.read(path))
+        except ConfigError as error:  # of another version, say
+            left_out.append(str(error))
+    if not found:
+        raise ConfigError("; ".join(left_out))
+    return found
+
+
 def grouped(runs: Sequence[Source]) -> tuple[list[Group], list[str]]:
     """Returns the groups of runs in their order, and what is left out, and why.
 
@@ -95,7 +111,9 @@ def grouped(runs: Sequence[Source]) -> tuple[list[Group], list[str]]:
     left_out = [f"{it.folder} has no evaluation yet" for it in runs if not it.steps]
     sources = [it for it in runs if it.steps]
     if not sources:
-        raise ConfigError(f"no run has an evaluation yet; {'; '.join(left_out)}")
+        raise ConfigError(
+            f"no run has an evaluation yet; {'; '.join(left_out)}; valid: one that has"
+        )
     first = sources[0]
     refuse_other(first, sources)
     groups: dict[str, list[Source]] = {}
@@ -169,10 +187,12 @@ def differing(sources: Sequence[Source]) -> list[str]:
 def _names(sources: Sequence[Source]) -> list[str]:
     """Returns what groups are called: what they differ in, such as `tau 0.01`."""
     keys = differing(sources)
+    short = [key.rpartition(".")[2] for key in keys]
+    called = [key if short.count(name) > 1 else name for key, name in zip(keys, short, strict=True)]
     names = []
     for it in sources:
         flat = flatten(it.config)
-        said = [f"{key.rpartition('.')[2]} {flat[key]}" for key in keys[:3]]
+        said = [f"{name} {flat[key]}" for key, name in zip(keys[:3], called, strict=False)]
         names.append(", ".join(said) or it.folder.name)
     if len(set(names)) < len(names):  # they differ in more
         return [f"{name} ({it.folder.name})" for name, it in zip(names, sources, strict=True)]
@@ -203,21 +223,24 @@ def probability_of_improvement(
     return share(ours, theirs), (float(low), float(high))
 
 
+Middle = tuple[float, float, float]  # an interquartile mean, or a probability, and its interval
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
     """What the table says of a group."""
 
     name: str
     seeds: int
-    at_steps: tuple[float, float, float]  # interquartile mean after adaptation, and its interval
-    before: float  # the same before adaptation
-    at_seconds: tuple[float, float, float]
-    improvement: tuple[float, float, float] | None  # over the first group
-    best: float
-    last: float
-    steps: int
+    before: Middle | None  # before adaptation, at the steps
+    at_steps: Middle | None  # after adaptation
+    at_seconds: Middle | None
+    improvement: Middle | None  # probability of it over the first group, at the steps
+    best: float  # mean over seeds and tasks of the best evaluation up to the steps
+    steps: int  # that all its seeds have
     seconds_to_target: float | None
     speed: float  # environment steps a second, of a seed
+    compiling: float  # seconds, median
 
 
 def lines(groups: Sequence[Group], steps: float, seconds: float, target: float) -> list[Line]:
@@ -232,34 +255,34 @@ def lines(groups: Sequence[Group], steps: float, seconds: float, target: float) 
     found = []
     for group in groups:
         after = group.values("return_post", "steps", steps)
-        middle = _with_interval(after)
         first = groups[0].values("return_post", "steps", steps)
-        better, ends = probability_of_improvement(after, first)
-        _, means = group.means("return_post")
+        improvement = None
+        if group is not groups[0] and after is not None and first is not None:
+            better, ends = probability_of_improvement(after, first)
+            improvement = better, *ends
+        at, means = group.means("return_post")
         rows = [row for it in group.sources for row in it.rows]
         found.append(
             Line(
                 group.name,
                 len(group.curves),
-                middle,
-                float(
-                    statistics.interquartile_mean(
-                        group.values("return_pre", "steps", steps).ravel()
-                    )
-                ),
+                _with_interval(group.values("return_pre", "steps", steps)),
+                _with_interval(after),
                 _with_interval(group.values("return_post", "seconds", seconds)),
-                None if group is groups[0] else (better, *ends),
-                float(means.max()),
-                float(means[-1]),
+                improvement,
+                float(means[at <= steps].max(initial=-np.inf)),
                 int(group.reach("steps")),
                 _reached(group, target),
                 float(np.median([row["time/env_steps_per_second"] for row in rows])),
+                float(np.median([row["time/compile_seconds"] for row in rows])),
             )
         )
     return found
 
 
-def _with_interval(values: np.ndarray) -> tuple[float, float, float]:
+def _with_interval(values: np.ndarray | None) -> Middle | None:
+    if values is None:
+        return None
     middle = float(statistics.interquartile_mean(values.ravel()))
     return middle, *statistics.interval(values, statistics.interquartile_mean)
 
@@ -270,7 +293,43 @@ def _reached(group: Group, target: float) -> float | None:
     if not (means >= target).any():
         return None
     at = steps[int(np.argmax(means >= target))]
-    return float(np.mean([curve.seconds[curve.steps == at][0] for curve in group.curves]))
+    return _clock(group, at)
+
+
+def _clock(group: Group, steps: int) -> float:
+    """Returns the seconds until some steps, mean over seeds."""
+    return float(np.mean([curve.seconds[curve.steps == steps][0] for curve in group.curves]))
+
+
+def cautions(groups: Sequence[Group], steps: float) -> list[str]:
+    """Returns what must be known of a comparison to read it right."""
+    said = []
+    few = [f"{group.name} ({len(group.curves)})" for group in groups if len(group.curves) < 3]
+    if few:
+        said.append(
+            f"fewer than three seeds: {', '.join(few)}; their intervals hardly say what other"
+            " seeds would earn"
+        )
+    sources = [it for group in groups for it in group.sources]
+    devices = {_device(it) for it in sources}
+    if len(devices) > 1:
+        said.append(f"times do not compare, they are of {', '.join(sorted(devices))}")
+    versions = {it.record.get("versions", {}).get("jax", "?") for it in sources}
+    if len(versions) > 1:
+        said.append(f"versions of JAX differ: {', '.join(sorted(versions))}")
+    flat = [flatten(group.sources[0].config) for group in groups]
+    for name in ("adapt.shots", "adapt.episodes"):
+        if len({one[name] for one in flat}) > 1:
+            said.append(f"{name} differs: 'after' is after more new data in some groups")
+    shortest = min(groups, key=lambda group: group.reach("steps"))
+    if any(group.reach("steps") > steps for group in groups):
+        said.append(f"compared at {steps:,.0f} steps, where {shortest.name} is")
+    return said
+
+
+def _device(it: Source) -> str:
+    record = it.record
+    return f"{record.get('platform')} {record.get('device')} x{record.get('device_count')}"
 
 
 def compare(words: Sequence[str], wandb: str, out: Path, target: float | None) -> None:
@@ -288,8 +347,10 @@ def compare(words: Sequence[str], wandb: str, out: Path, target: float | None) -
     """
     if bool(words) == bool(wandb):
         raise ConfigError("valid: runs, or what W&B has of them (wandb), one of the two")
-    runs = online.read(wandb) if wandb else [source.read(path) for path in folders(words)]
-    groups, left_out = grouped(runs)
+    left_out: list[str] = []
+    runs = online.read(wandb) if wandb else _read(folders(words), left_out)
+    groups, without = grouped(runs)
+    left_out += without
     steps = min(group.reach("steps") for group in groups)
     seconds = min(group.reach("seconds") for group in groups)
     target = min(x.means("return_post")[1].max() for x in groups) if target is None else target
@@ -297,7 +358,7 @@ def compare(words: Sequence[str], wandb: str, out: Path, target: float | None) -
     config = groups[0].sources[0].config
     title = f"{config.task} on {config.backend}: {len(groups)} groups, {steps:,.0f} steps"
     columns, cells = _cells(table, steps, seconds, float(target))
-    shown = [1, 3, 4, 5, 6, 9]  # as many as fit
+    shown = [1, 3, 4, 5, 6, 7]  # as many as fit
     numbers = [str(i + 1) for i in range(len(cells))]
     terminal.table(
         f"{title}: interquartile mean after adaptation, with 95 % intervals",
@@ -307,13 +368,14 @@ def compare(words: Sequence[str], wandb: str, out: Path, target: float | None) -
     for number, row in zip(numbers, cells, strict=True):
         terminal.console.print(f"{number}: {row[0]}", soft_wrap=True)
     keys = differing([group.sources[0] for group in groups])
-    for name in left_out:
-        terminal.console.print(f"left out: {name}", soft_wrap=True)
+    notes = [*cautions(groups, steps), *(f"left out: {text}" for text in left_out)]
+    for text in notes:
+        terminal.console.print(text, soft_wrap=True)
     page.write(
         out,
         title,
         f"runs: {wandb or ' '.join(words)}",
-        _parts(groups, columns, cells, keys, left_out),
+        _parts(groups, columns, cells, keys, notes),
     )
     terminal.console.print(f"written to {out}", soft_wrap=True)
 
@@ -328,11 +390,11 @@ def _cells(
         f"after {steps:,.0f} steps",
         f"after {terminal.human_time(seconds)}",
         "P(better)",
-        "best",
-        "last",
-        "steps",
+        "best so far",
         f"time to {target:.1f}",
         "steps/s",
+        "compiling",
+        "steps done",
     ]
     cells = []
     for line in table:
@@ -341,23 +403,25 @@ def _cells(
             [
                 line.name,
                 str(line.seeds),
-                f"{line.before:.1f}",
+                _interval(line.before),
                 _interval(line.at_steps),
                 _interval(line.at_seconds),
                 "" if better is None else f"{better[0]:.2f}\n[{better[1]:.2f}, {better[2]:.2f}]",
-                f"{line.best:.1f}",
-                f"{line.last:.1f}",
-                f"{line.steps:,}",
+                f"{line.best:.1f}" if np.isfinite(line.best) else "",
                 "never"
                 if line.seconds_to_target is None
                 else terminal.human_time(line.seconds_to_target),
                 f"{line.speed:,.0f}",
+                f"{line.compiling:.0f} s",
+                f"{line.steps:,}",
             ]
         )
     return columns, cells
 
 
-def _interval(values: tuple[float, float, float]) -> str:
+def _interval(values: Middle | None) -> str:
+    if values is None:
+        return "none yet"
     middle, low, high = values
     digits = 0 if max(map(abs, (low, high))) >= 100 else 1
     return f"{middle:.1f}\n[{low:.{digits}f}, {high:.{digits}f}]"
@@ -368,20 +432,21 @@ def _parts(
     columns: Sequence[str],
     cells: Sequence[Sequence[str]],
     keys: Sequence[str],
-    left_out: Sequence[str],
+    notes: Sequence[str],
 ) -> list[str]:
     flat = [flatten(group.sources[0].config) for group in groups]
     settings = [[key, *(str(one[key]) for one in flat)] for key in keys]
     runs = [[group.name, str(it.folder), it.state] for group in groups for it in group.sources]
-    warnings = "".join(f'<p class="warning">Left out: {html.escape(x)}.</p>' for x in left_out)
+    warnings = "".join(f'<p class="warning">{html.escape(text)}.</p>' for text in notes)
     return [
         warnings,
         page.section(
             "Which is better",
-            "Interquartile means over seeds and tasks with stratified bootstrap 95 % intervals, at"
-            " equal environment steps and at equal time; how probable it is that a seed earns more"
-            " than one of the first group on a task (0.5: no difference). Best and last are means"
-            " of evaluations; all but 'before' are after adaptation.",
+            "Interquartile means over seeds and tasks with 95 % bootstrap intervals over both, at"
+            " equal environment steps and at equal time of training, without compilation; how"
+            " probable it is, at equal steps, that a seed earns more than one of the first group on"
+            " a task (0.5: no difference). The best is the mean of the best evaluation up to those"
+            " steps. All but 'before' is after adaptation.",
             page.table(columns, cells),
         ),
         page.section(
@@ -401,11 +466,12 @@ def _overlaid(groups: Sequence[Group]) -> object:
     for i, group in enumerate(groups):
         steps, means = group.means("return_post")
         ends = [
-            statistics.interval(group.values("return_post", "steps", at), statistics.mean)
+            statistics.interval_of_mean(values)
             for at in steps
+            if (values := group.values("return_post", "steps", at)) is not None
         ]
         band = [low for low, _ in ends], [high for _, high in ends]
-        clock = [np.mean([x.seconds[x.steps == at][0] for x in group.curves]) / 60 for at in steps]
+        clock = [_clock(group, at) / 60 for at in steps]
         for column, x in ((1, steps.tolist()), (2, [float(x) for x in clock])):
             panels.add_curve(figure, i, group.name, x, means.tolist(), band, column)
     figure.update_xaxes(title_text="environment steps", col=1)

@@ -14,9 +14,10 @@ from experiments.report.source import EPISODES
 from experiments.terminal import task_names
 from jmql import evaluate, inputs, networks, rollout
 from jmql.keys import derive
+from jmql.settings import ConfigError
 from jmql.types import Actor, Array, Key, Task
 
-_TASKS = 8  # played, at the most
+_TASKS, _BODIES = 8, 4  # played, at the most: of points, and of bodies, which take longer
 _FRAMES = 100  # of an episode, at the most, of which the body is kept
 
 
@@ -29,13 +30,16 @@ def record(folder: Path) -> None:
     `ends` [G, 2, 3] of capsules with `radius` [G] and `corners` [N, 8, 3] of boxes (m).
 
     Raises:
-        ConfigError: the run has no checkpoint yet.
+        ConfigError: the run has no checkpoint yet, or was saved without its replay.
         RunFailed: none can be read.
     """
     program = run.load(folder, run.read_config(folder))
     state = jax.tree.map(lambda x: x[0], run.trained(folder, program))
+    if not program.config.checkpoint.replay:
+        raise ConfigError(f"{folder} was saved without its replay, which adaptation needs")
     count = len(jax.tree.leaves(program.held_out)[0])
-    chosen = np.unique(np.linspace(0, count - 1, min(count, _TASKS)).round().astype(int))
+    most = min(count, _BODIES if hasattr(program.env, "shapes") else _TASKS)
+    chosen = np.unique(np.linspace(0, count - 1, most).round().astype(int))
     tasks = jax.tree.map(lambda x: x[chosen], program.held_out)
     keys = jax.random.split(derive(state.key, "report"), len(chosen))
     played = jax.jit(jax.vmap(functools.partial(_play, program, state.agent, state.memory)))
@@ -45,7 +49,9 @@ def record(folder: Path) -> None:
         if name in found:
             found[name] = found[name][:, :, ::every].astype(np.float32)
     found |= {f"task/{name}": np.asarray(leaf) for name, leaf in tasks.items()}
-    found["names"] = np.array(task_names(program.env, tasks))
+    names = task_names(program.env, tasks)
+    numbered = len(set(names)) < len(names)
+    found["names"] = np.array([f"{i}: {x}" if numbered else x for i, x in enumerate(names)])
     found["frame"] = np.array(every)
     found["dt"] = np.array(getattr(program.env, "dt", 0.0))
     found["env_steps"] = np.array(int(state.rounds) * program.config.steps_per_round)

@@ -30,7 +30,7 @@ def chart(figure: go.Figure | None, title: str = "") -> str:
         figure.update_layout(title=dict(text=title, font_size=15, x=0), margin_t=80)
     label = html.escape(title or "chart", quote=True)
     return (
-        f'<div class="chart" role="img" aria-label="{label}">{_data(figure.to_plotly_json())}'
+        f'<div class="chart" role="group" aria-label="{label}">{_data(figure.to_plotly_json())}'
         "<div></div></div>"
     )
 
@@ -56,6 +56,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     def cell(kind: str, value: Any, number: bool) -> str:
         text = html.escape(value if isinstance(value, str) else shown(value))
         css = ' class="number"' if number else ""
+        css += ' scope="col"' if kind == "th" else ""
         return f"<{kind}{css}>{text}</{kind}>"
 
     numbers = [all(isinstance(row[i], int | float) for row in lines) for i in range(len(columns))]
@@ -100,7 +101,7 @@ def replay(episodes: dict[str, np.ndarray]) -> str:
                 }
                 for k in range(last)
             ]
-            earned = float(episodes["reward"][i, side][alive].sum())
+            earned = float(np.nan_to_num(episodes["reward"][i, side][alive].sum()))
             radius = _short(episodes["radius"][i, side, 0])
             both.append({"frames": frames, "radius": radius, "return": earned})
         tasks.append({"name": str(name), "episodes": both})
@@ -110,7 +111,7 @@ def replay(episodes: dict[str, np.ndarray]) -> str:
     seconds = every * float(episodes["dt"]) or 0.05
     return (
         f'<div class="replay">{_data({"tasks": tasks, "seconds": seconds})}'
-        '<canvas aria-label="replay of held-out tasks"></canvas>'
+        '<canvas role="img" aria-label="bodies before and after adaptation"></canvas>'
         f"<form><button>Play</button><label>task <select>{options}</select></label>"
         '<input type="range" min="0" value="0" aria-label="time"></form></div>'
     )

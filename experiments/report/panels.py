@@ -1,5 +1,6 @@
 """Charts of a run: each function returns a figure, or None where the run says nothing of it."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from plotly.subplots import make_subplots
 
 import envs
 from experiments import statistics
-from experiments.report.source import Row, Source, finite
+from experiments.report.source import AS_SET, Row, Source, finite
 
 # After Okabe and Ito, whose colours all eyes tell apart, on white and on black; lines differ in
 # dashes and points in shape, too.
@@ -18,6 +19,10 @@ COLORS = (BEFORE, AFTER, "#009e73", "#cc79a7", "#e69f00", "#8a8a8a")
 DASHES = ("dash", "solid", "dot", "dashdot", "longdash", "longdashdot")
 _NAMES = {"pre": "before", "post": "after", "step1": "after step 1"}
 _BINS = 64  # rows and columns of a map, at the most
+
+
+# What a stage looks like, everywhere; shots between the first and the last have what is left.
+_LOOKS = {"pre": 0, "post": 1, "step1": 2}
 
 
 def stage_name(stage: str) -> str:
@@ -43,21 +48,35 @@ def _turn(name: str) -> tuple[int, int]:
     """Sorts stages as they come."""
     short = name.rpartition("_")[2]
     order = {"pre": 0, "step1": 1, "post": 3}
-    return (2, int(short[4:])) if short.startswith("shot") else (order[short], 0)
+    return (2, int(short[4:])) if re.fullmatch(r"shot\d+", short) else (order.get(short, 4), 0)
 
 
-def over_seeds(source: Source, stage: str) -> list[tuple[int, float, float, float]]:
-    """Returns steps, the mean return over seeds and tasks, and its 95 % interval."""
+Point = tuple[int, float, float, float]  # steps or shots, a mean, and its 95 % interval
+
+
+def over_seeds(source: Source, stage: str, over: str = "") -> list[Point]:
+    """Returns steps, the mean over seeds and tasks, and its interval: of the return of a stage, or
+    of what it gained over another, on the same tasks of the same seeds.
+    """
     found = []
     for steps in source.steps:
-        values = source.values(f"eval/{stage}", steps)
-        if values is None:
-            continue
-        of_tasks = source.values(f"tasks/{stage}", steps)
-        whole = values[:, None] if of_tasks is None else of_tasks
-        low, high = statistics.interval(whole, statistics.mean)
-        found.append((steps, float(values.mean()), low, high))
+        whole = _of_tasks(source, stage, steps)
+        if whole is not None and over:
+            other = _of_tasks(source, over, steps)
+            whole = None if other is None or other.shape != whole.shape else whole - other
+        if whole is not None:
+            low, high = statistics.interval_of_mean(whole)
+            found.append((steps, float(whole.mean()), low, high))
     return found
+
+
+def _of_tasks(source: Source, stage: str, steps: int) -> np.ndarray | None:
+    """Returns returns [S, K] of single tasks, or [S, 1] of all."""
+    of_tasks = source.values(f"tasks/{stage}", steps)
+    if of_tasks is not None:
+        return of_tasks
+    values = source.values(f"eval/{stage}", steps)
+    return None if values is None else values[:, None]
 
 
 def learning(source: Source) -> go.Figure | None:
@@ -68,13 +87,29 @@ def learning(source: Source) -> go.Figure | None:
     minutes = {steps: seconds / 60 for steps, seconds in source.seconds.items()}
     for i, stage in enumerate(stages(source)):
         curve = over_seeds(source, stage)
+        if not curve:
+            continue
+        look = _LOOKS.get(stage.removeprefix("return_"), 3 + i)
         steps, means, lows, highs = map(list, zip(*curve, strict=True))
         for column, x in ((1, steps), (2, [minutes.get(step) for step in steps])):
-            add_curve(figure, i, stage_name(stage), x, means, (lows, highs), column)
+            add_curve(figure, look, stage_name(stage), x, means, (lows, highs), column)
     figure.update_xaxes(title_text="environment steps", col=1)
     figure.update_xaxes(title_text="minutes", col=2)
     figure.update_yaxes(title_text="return on held-out tasks", col=1)
     return sized(figure, 420)
+
+
+def gain(source: Source) -> go.Figure | None:
+    """What adaptation adds on the same tasks of the same seeds, over training."""
+    points = over_seeds(source, "return_post", over="return_pre")
+    if not points:
+        return None
+    figure = make_subplots(1, 1)
+    steps, means, lows, highs = map(list, zip(*points, strict=True))
+    add_curve(figure, 2, "after minus before", steps, means, (lows, highs))
+    figure.update_xaxes(title_text="environment steps")
+    figure.update_yaxes(title_text="gain of return", zeroline=True, zerolinewidth=2)
+    return sized(figure, 300, legend=False)
 
 
 def add_curve(
@@ -159,7 +194,7 @@ def study_tasks(source: Source) -> tuple[dict[str, np.ndarray], np.ndarray, np.n
 
 def as_set(source: Source) -> list[Row]:
     """Returns the rows of the newest study as the run adapts, a row for each seed."""
-    return [row for row in source.studies if row["adapted"] == "as set"]
+    return [row for row in source.studies if row["adapted"] == AS_SET]
 
 
 def by_task(
@@ -200,10 +235,17 @@ def by_task(
             marker=dict(color=color, symbol=symbol, size=8),
             **spread,
         )
-    meaning = dict(envs.load(source.config.task).parameters).get(name, "held-out task")
-    figure.update_xaxes(title_text=meaning if leaf.ndim == 1 else "held-out task")
+    figure.update_xaxes(title_text=_meaning(source, name) if leaf.ndim == 1 else "held-out task")
     figure.update_yaxes(title_text="return")
     return sized(figure, 380)
+
+
+def _meaning(source: Source, parameter: str) -> str:
+    """Returns what a parameter says, as far as its family is here."""
+    try:
+        return envs.load(source.config.task).parameters.get(parameter, parameter)
+    except ValueError:
+        return parameter
 
 
 def _on_a_circle(angles: np.ndarray, returns: tuple[np.ndarray, np.ndarray]) -> go.Figure:
@@ -242,6 +284,8 @@ def _on_the_plane(
     )
     trained = source.parameters("train").get(name)
     low, high = _ends(returns)
+    figure.update_xaxes(title_text=f"{name}, x")
+    figure.update_yaxes(title_text=f"{name}, y", col=1)
     for column, values in enumerate(returns, 1):
         if trained is not None and trained.ndim == 2:
             figure.add_scatter(
@@ -285,7 +329,7 @@ def shots(source: Source) -> go.Figure | None:
     for row in source.studies:
         ways.setdefault(row["adapted"], []).append(row)
     figure = make_subplots(1, 1)
-    for i, (name, rows) in enumerate(ways.items()):
+    for i, (name, rows) in enumerate(ways.items(), 1):  # as set: as what is adapted elsewhere
         points = by_shots(rows)
         if len(points) < 2:  # an oracle: a level
             continue
@@ -295,13 +339,14 @@ def shots(source: Source) -> go.Figure | None:
         return None
     # Its scale would hide the others'.
     figure.update_traces(visible="legendonly", selector=dict(legendgroup="from nothing"))
-    figure.update_xaxes(title_text="shots: episodes of new data", dtick=1)
+    figure.update_xaxes(title_text="episodes of new data")
     figure.update_yaxes(title_text="return (interquartile mean)")
     return sized(figure, 380)
 
 
-def by_shots(rows: Sequence[Row]) -> list[tuple[int, float, float, float]]:
-    """Returns shots, the interquartile mean over seeds and tasks, and its 95 % interval."""
+def by_shots(rows: Sequence[Row]) -> list[Point]:
+    """Returns episodes of new data, the interquartile mean over seeds and tasks, its interval."""
+    each = rows[0].get("measured", {}).get("adapt.episodes", 1)
     names = [
         name for name in rows[0] if name.startswith("tasks/return_") and not name.endswith("step1")
     ]
@@ -311,7 +356,7 @@ def by_shots(rows: Sequence[Row]) -> list[tuple[int, float, float, float]]:
             values = np.array([row[name] for row in rows], float)
             low, high = statistics.interval(values, statistics.interquartile_mean)
             middle = float(statistics.interquartile_mean(values.ravel()))
-            points.append((shot, middle, low, high))
+            points.append((shot * each, middle, low, high))
     return points
 
 
@@ -346,7 +391,8 @@ def propensity(source: Source) -> go.Figure | None:
 
 def reuse(source: Source) -> go.Figure | None:
     """The share of each training task in the weights, for each new task, both sorted."""
-    rows = [row for row in as_set(source) if "tasks/reuse" in row and "train_tasks" in row]
+    needed = {"tasks/reuse", "train_tasks", "tasks/parameters"}
+    rows = [row for row in as_set(source) if row.keys() >= needed]
     if not rows:
         return None
     shares = np.mean([np.array(row["tasks/reuse"], float) for row in rows], axis=0)
@@ -357,9 +403,13 @@ def reuse(source: Source) -> go.Figure | None:
         numbers = np.column_stack(
             [np.reshape(leaf, (shares.shape[axis], -1)) for leaf in rows[0][name].values()]
         )
-        key, said = numbers[:, 0], f"{next(iter(rows[0][name]))}, first number"
-        if numbers.shape[1] == 2:  # around the circle
+        key, said = numbers[:, 0], next(iter(rows[0][name]))
+        if len(rows[0][name]) == 1 and numbers.shape[1] == 2:  # around the circle
             key, said = np.degrees(np.arctan2(numbers[:, 1], numbers[:, 0])), "direction (degrees)"
+        elif numbers.shape[1] > 1:
+            centred = numbers - numbers.mean(0)
+            key = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
+            said = "first principal component of their parameters"
         turn = np.argsort(key, kind="stable")
         shares = np.take(shares, turn, axis=axis)
         bins = np.array_split(np.arange(len(turn)), min(len(turn), _BINS))
@@ -375,9 +425,10 @@ def reuse(source: Source) -> go.Figure | None:
             colorbar=dict(title="share"),
         )
     )
-    for update, text in ((figure.update_xaxes, "training tasks"), (figure.update_yaxes, "new")):
-        update(title_text=f"{text}: {said} (number of the task or group)", type="category")
-        update(nticks=8, automargin=True)
+    figure.update_xaxes(title_text=f"training tasks, by {said} (place in that order)")
+    figure.update_yaxes(title_text="new tasks, likewise")
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(type="category", nticks=8, automargin=True)
     return sized(figure, 460, legend=False)
 
 
@@ -387,7 +438,9 @@ def context(source: Source) -> go.Figure | None:
     if "context" not in episodes or episodes["context"].shape[-1] < 2:
         return None
     values, alive = episodes["context"][:, 0], episodes["alive"][:, 0]  # before adaptation
-    lived = values[alive]
+    lived = values[alive & np.isfinite(values).all(-1)]
+    if len(lived) < 2:
+        return None
     middle = lived.mean(0)
     _, sizes, ways = np.linalg.svd(lived - middle, full_matrices=False)
     parts = sizes**2 / max(float((sizes**2).sum()), 1e-12)
@@ -411,7 +464,9 @@ def context(source: Source) -> go.Figure | None:
 
 
 def paths(source: Source) -> go.Figure | None:
-    """Where the body goes, before and after adaptation, from the same start."""
+    """Where the body goes, before and after adaptation, from the same start: seen from above, or
+    over time where it can only go along x.
+    """
     episodes = source.episodes
     if "place" not in episodes:
         return None
@@ -420,12 +475,14 @@ def paths(source: Source) -> go.Figure | None:
     )
     colors = _along(source, len(episodes["place"]))
     goals = episodes.get("task/goal")
+    flat = not np.ptp(episodes["place"][..., 1])
+    time = np.arange(episodes["place"].shape[2]) * (float(episodes["dt"]) or 1.0)
     for i, name in enumerate(episodes["names"]):
         for column in (1, 2):
             path = episodes["place"][i, column - 1][episodes["alive"][i, column - 1]]
             figure.add_scatter(
-                x=finite(path[:, 0]),
-                y=finite(path[:, 1]),
+                x=finite(time[: len(path)] if flat else path[:, 0]),
+                y=finite(path[:, 0 if flat else 1]),
                 name=str(name),
                 mode="lines",
                 line=dict(color=colors[i], dash=DASHES[i % 4]),
@@ -446,10 +503,9 @@ def paths(source: Source) -> go.Figure | None:
                     row=1,
                     col=column,
                 )
-    figure.update_xaxes(title_text="x (m)")
-    figure.update_yaxes(title_text="y (m)", col=1)
-    spread = np.ptp(episodes["place"].reshape(-1, 2), axis=0)
-    if spread.min() > spread.max() / 20:  # else the path is a line, along x
+    figure.update_xaxes(title_text="time (s)" if flat else "x (m)")
+    figure.update_yaxes(title_text="x (m)" if flat else "y (m)", col=1)
+    if not flat:
         figure.update_yaxes(scaleanchor="x", scaleratio=1, col=1)
     return sized(figure, 440)
 

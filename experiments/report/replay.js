@@ -31,13 +31,13 @@ for (const place of document.querySelectorAll('.replay')) {
         const ends = [0, 7].map(j => along ? [first[0] + i, first[1] + j, 0] : [first[0] + j, first[1] + i, 0]);
         pen.beginPath(); pen.moveTo(...screen(ends[0])); pen.lineTo(...screen(ends[1])); pen.stroke();
       }
-      pen.strokeStyle = side ? '#d55e00' : '#0072b2'; pen.lineWidth = 2; pen.beginPath();
+      pen.strokeStyle = side ? '#d55e00' : '#2f8fd8'; pen.lineWidth = 2; pen.beginPath();
       episode.frames.slice(0, at + 1).forEach((one, i) => pen[i ? 'lineTo' : 'moveTo'](...screen([...one.place, 0])));
       pen.stroke();
       const parts = now.ends.map((ends, i) => ({ ends, radius: episode.radius[i], away: project(ends[0], centre)[2] + project(ends[1], centre)[2] }));
       pen.lineCap = 'round';
       for (const { ends, radius } of parts.sort((a, b) => b.away - a.away)) {
-        for (const [color, more] of [[ink, 1.5], [side ? '#d55e00' : '#0072b2', 0]]) {
+        for (const [color, more] of [[ink, 1.5], [side ? '#d55e00' : '#2f8fd8', 0]]) {
           pen.strokeStyle = color; pen.lineWidth = 2 * size * radius + more;
           pen.beginPath(); pen.moveTo(...screen(ends[0])); pen.lineTo(...screen(ends[1])); pen.stroke();
         }

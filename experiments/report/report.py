@@ -1,14 +1,19 @@
 """Writes report.html: a run on one page."""
 
 import html
+import logging
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from experiments import run, terminal
+from experiments.config import RunFailed
 from experiments.report import page, panels, source
 from experiments.report.source import Source
 from experiments.terminal import console
+from jmql.settings import ConfigError
 
 _LOG_LINES = 40
 
@@ -22,7 +27,7 @@ def make(folder: Path, play: bool) -> None:
 
     Raises:
         ConfigError: the folder is not a run directory.
-        RunFailed: the disk refuses, or no checkpoint can be read.
+        RunFailed: the disk refuses.
     """
     config = run.read_config(folder)
     with run.checkpoints(folder, config, read_only=True) as files:
@@ -30,14 +35,20 @@ def make(folder: Path, play: bool) -> None:
     if play and newest is not None and newest != _played(folder):
         from experiments.report import episodes
 
-        with console.status("playing held-out tasks"):
-            episodes.record(folder)
+        try:
+            with console.status("playing held-out tasks"):
+                episodes.record(folder)
+        except (ConfigError, RunFailed) as error:  # the rest can be shown
+            console.print(f"no held-out task is played: {error}", soft_wrap=True)
     console.print(f"report: {write(folder)}", soft_wrap=True)
 
 
 def _played(folder: Path) -> int | None:
-    steps = source.read(folder).episodes.get("env_steps")
-    return None if steps is None else int(steps)
+    try:
+        with np.load(folder / source.EPISODES) as file:
+            return int(file["env_steps"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def write(folder: Path) -> Path:
@@ -66,8 +77,6 @@ def _parts(it: Source) -> list[str]:
     episode = (
         f" Of seed {it.config.seed}, after {int(played):,} steps." if played is not None else ""
     )
-    study = panels.study_tasks(it)
-    fresh = "" if study is None else f"{study[1].shape[1]} fresh tasks (make evaluate)"
     return [
         _warnings(it),
         lacking,
@@ -75,28 +84,30 @@ def _parts(it: Source) -> list[str]:
             "Returns",
             "Mean over seeds and held-out tasks; the worst fifth is the mean of the lowest "
             "fifth of the tasks after adaptation.",
-            _returns(it),
+            drawn(_returns, it),
         ),
         page.section(
             "Learning curves",
-            "Mean return on held-out tasks, before adaptation and after it, with a 95 % "
-            "bootstrap interval over seeds and tasks; minutes with compilation. Where the "
-            "bands of before and after overlap all along, adaptation is not shown to help.",
-            page.chart(panels.learning(it), "Return on held-out tasks over training"),
+            "Mean return on held-out tasks, before adaptation and after it, with a 95 % bootstrap"
+            " interval over seeds and tasks; minutes are of training and evaluation, without"
+            " compilation. The gain is on the same tasks of the same seeds: adaptation is shown to"
+            " help where its whole band is above zero. With one seed, bands are over tasks alone.",
+            drawn(panels.learning, it, "Return on held-out tasks over training"),
+            drawn(panels.gain, it, "What adaptation adds"),
         ),
         page.section(
             "By task",
-            "Each held-out task by its own parameter: means over seeds, bars from the lowest "
-            "seed to the highest.",
-            page.chart(panels.by_task(it, panels.final_tasks(it)), "Held-out tasks of the run"),
-            page.chart(panels.by_task(it, study), fresh),
+            "Each held-out task by its own parameter, means over seeds; where seeds are several and"
+            " the parameter is a number, bars go from the lowest seed to the highest.",
+            drawn(_final_tasks, it),
+            drawn(_study_tasks, it),
         ),
         page.section(
             "Adaptation by shots",
             "Interquartile mean over seeds and tasks with its 95 % interval, by episodes of new"
             " data; with ablations, each way to adapt learns from the same data. From nothing is"
             " hidden at first, for its scale would hide the others: click on its name.",
-            page.chart(panels.shots(it), "Return by shots of new data"),
+            drawn(panels.shots, it, "Return by shots of new data"),
         ),
         page.section(
             "Propensity",
@@ -104,34 +115,69 @@ def _parts(it: Source) -> list[str]:
             " that all of replay counts alike, near 0 that little of it does; a classifier "
             "near 0.5 cannot tell new from old; one whose calibration error is large should "
             "not be believed.",
-            page.chart(panels.propensity(it), "Means over held-out tasks, over training"),
-            page.chart(panels.reuse(it), "Which training tasks are reused for which new ones"),
+            drawn(panels.propensity, it, "Means over held-out tasks, over training"),
+            drawn(panels.reuse, it, "Which training tasks are reused for which new ones"),
         ),
         page.section(
             "Context",
             "What the actor's GRU says of the task from step to step, in its first two "
             "principal components; the large mark is the first step. Paths that part say that"
             f" tasks are told apart.{episode}",
-            page.chart(panels.context(it), "Context over an episode"),
+            drawn(panels.context, it, "Context over an episode"),
         ),
         page.section(
             "What the policy does",
             f"The same start before and after adaptation.{episode}",
-            page.chart(panels.paths(it), "Paths seen from above"),
-            page.replay(it.episodes),
+            drawn(panels.paths, it, "Where the body goes"),
+            drawn(_replay, it),
         ),
         page.section(
             "Training",
             "Losses that grow without end, or values far above what an episode can earn, are "
             "the signs of a run that diverges.",
-            page.chart(panels.health(it), "Training, means over seeds"),
+            drawn(panels.health, it, "Training, means over seeds"),
         ),
         page.section(
-            "Settings", "What differs from the profile, and how to train it.", _settings(it)
+            "Settings", "What differs from the profile, and how to train it.", drawn(_settings, it)
         ),
-        page.section("Cost", "What it took, evaluation included.", _cost(it)),
+        page.section(
+            "Cost",
+            "What it took; of runs side by side in one process, what all of them took together.",
+            drawn(_cost, it),
+        ),
         page.section("Log", f"The last lines of {source.LOG}.", _log(it)),
     ]
+
+
+def drawn(make: Callable[[Source], object], it: Source, title: str = "") -> str:
+    """Returns a part of the page, or that it cannot be drawn: the others are worth having."""
+    try:
+        found = make(it)
+        return found if isinstance(found, str) else page.chart(found, title)
+    except Exception as error:
+        name = title or make.__name__.strip("_").replace("_", " ")
+        logging.getLogger("jmql").exception("%s cannot be drawn", name)
+        said = html.escape(f"{name} cannot be drawn: {type(error).__name__}: {error}")
+        return f'<p class="warning">{said}</p>'
+
+
+def _final_tasks(it: Source) -> str:
+    figure = panels.by_task(it, panels.final_tasks(it))
+    return page.chart(figure, "Held-out tasks of the run, at its last evaluation")
+
+
+def _study_tasks(it: Source) -> str:
+    found = panels.study_tasks(it)
+    if found is None:
+        return ""
+    row = panels.as_set(it)[0]
+    ranges = f", {row['ranges']}" if row.get("ranges") else ""
+    title = f"{found[1].shape[1]} fresh tasks (make evaluate) after {row['env_steps']:,} steps"
+    return page.chart(panels.by_task(it, found), f"{title}{ranges}")
+
+
+def _replay(it: Source) -> str:
+    return page.replay(it.episodes)
 
 
 def _warnings(it: Source) -> str:
@@ -156,11 +202,13 @@ def _returns(it: Source) -> str:
     """Untrained, at the best evaluation and at the last, of each stage."""
     if not it.steps:
         return ""
-    best = max(it.steps, key=lambda steps: _mean(it, "return_post", steps))
+    last = panels.stages(it)[-1]
+    best = max(it.steps, key=lambda steps: _mean(it, last, steps))
     rows = []
     for label, steps in {"untrained": it.steps[0], "best": best, "last": it.steps[-1]}.items():
         numbers = [_mean(it, stage, steps) for stage in panels.stages(it)]
-        rows.append([label, steps, *numbers, _mean(it, "return_post_p20", steps)])
+        numbers.append(_mean(it, "return_post_p20", steps))
+        rows.append([label, steps, *(page.shown(x) if np.isfinite(x) else "-" for x in numbers)])
     names = [panels.stage_name(stage) for stage in panels.stages(it)]
     return page.table(["", "environment steps", *names, "worst fifth"], rows)
 
@@ -186,15 +234,17 @@ def _settings(it: Source) -> str:
 def _cost(it: Source) -> str:
     if not it.rows:
         return ""
+    if not it.seconds:
+        return ""
     (steps, seconds), last = list(it.seconds.items())[-1], it.rows[-1]
     speeds = [row["time/env_steps_per_second"] for row in it.rows]
-    hours = seconds * it.record["device_count"] / 3600
+    hours = (seconds + last["time/compile_seconds"]) * it.record["device_count"] / 3600
     return page.table(
         ["what", "how much"],
         [
             ("environment steps of each seed", f"{steps:,}"),
             ("updates of each seed", f"{last.get('updates', 0):,}"),
-            ("time, compilation included", terminal.human_time(seconds)),
+            ("time of cycles, with evaluation", terminal.human_time(seconds)),
             ("compilation", f"{last['time/compile_seconds']:.0f} s"),
             ("environment steps a second, median", f"{np.median(speeds):,.0f}"),
             (f"device hours ({it.record['device']})", f"{hours:.3f}"),

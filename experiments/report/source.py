@@ -5,7 +5,7 @@ import json
 import math
 import shlex
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 
 from experiments import presets, run
 from experiments.config import RunConfig, all_seeds
-from experiments.tracking import METRICS
-from jmql.settings import Kind, flatten
+from experiments.tracking import METRICS, is_row
+from jmql.settings import ConfigError, Kind, flatten
 
 STUDIES, EPISODES, LOG = "evaluations.jsonl", "episodes.npz", "log.txt"
+AS_SET = "as set"  # how the newest study calls the run's own way to adapt
+_SPEED = "time/env_steps_per_second"
 Row = dict[str, Any]
 
 # Settings that say where a run is, not what it is.
@@ -46,7 +48,10 @@ class Source:
     def values(self, name: str, steps: int) -> np.ndarray | None:
         """Returns a metric at some step, [S] or, of single tasks, [S, K]; None where one lacks."""
         found = [row.get(name) for row in self.rows if row["env_steps"] == steps]
-        return None if not found or None in found else np.array(found, float)
+        lengths = {len(x) if isinstance(x, list) else 0 for x in found if x is not None}
+        if None in found or len(found) != self.config.seeds or len(lengths) != 1:
+            return None
+        return np.array(found, float)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Returns the steps at which a metric is there, and its means over seeds."""
@@ -63,13 +68,12 @@ class Source:
 
     @property
     def seconds(self) -> dict[int, float]:
-        """Seconds of compiling and of cycles up to each step, as far as rows say."""
+        """Seconds of cycles, evaluations included, up to each step; without compilation."""
         clock, before = 0.0, 0
         result: dict[int, float] = {}
         for row in self.rows:
             if row["seed"] != self.config.seed:
                 continue
-            clock += row["time/compile_seconds"] if not result else 0.0
             speed = row["time/env_steps_per_second"]
             clock += self.config.seeds * (row["env_steps"] - before) / speed
             before = row["env_steps"]
@@ -90,7 +94,10 @@ class Source:
     @property
     def changed(self) -> list[tuple[str, Any, Any]]:
         """Settings that differ from the profile: name, value, the profile's."""
-        preset = flatten(presets.preset(self.config.task, self.config.profile))
+        try:
+            preset = flatten(presets.preset(self.config.task, self.config.profile))
+        except (ConfigError, KeyError):  # of a family that is not here
+            return []
         ours = flatten(self.config)
         return [(k, ours[k], v) for k, v in preset.items() if k not in _PLACE and ours[k] != v]
 
@@ -124,10 +131,10 @@ def read(folder: Path) -> Source:
     config, problems = run.read_config(folder), []
     record = json.loads((folder / "config.json").read_bytes())
 
-    def rows(name: str, needed: set[str]) -> list[Row]:
+    def rows(name: str, good: Callable[[Any], bool]) -> list[Row]:
         found = []
         for number, row in _lines(folder / name):
-            if isinstance(row, dict) and row.keys() >= needed:
+            if good(row):
                 found.append(row)
             else:
                 problems.append(f"line {number} of {name} is damaged and left out")
@@ -143,15 +150,9 @@ def read(folder: Path) -> Source:
             problems.append(f"{name} cannot be read: {error}")
             return {}
 
-    times = {"time/env_steps_per_second", "time/compile_seconds"}
-    metrics = rows(METRICS, {"seed", "env_steps"} | times)
-    studies = rows(STUDIES, {"seed", "adapted", "tasks/return_pre"})
-    last = {**studies[-1], "seed": 0, "adapted": ""} if studies else {}
-    same = ("env_steps", "num_tasks", "task_seed", "ranges")
-    seeds, kept = set(all_seeds(config)), {}
-    for row in studies:
-        if row["seed"] in seeds and all(row.get(k) == last.get(k) for k in same):
-            kept[row["adapted"], row["seed"]] = row  # the newest of each
+    metrics = rows(METRICS, lambda row: is_row(row) and row.get(_SPEED, 0) > 0)
+    studies = rows(STUDIES, lambda row: isinstance(row, dict) and row.keys() >= {"seed"})
+    seeds = set(all_seeds(config))
     log = folder / LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     return Source(
@@ -159,12 +160,25 @@ def read(folder: Path) -> Source:
         config,
         record,
         [row for row in metrics if row["seed"] in seeds],
-        list(kept.values()),
+        newest(studies),
         arrays("tasks.npz"),
         arrays(EPISODES),
         text.splitlines(),
         problems,
     )
+
+
+def newest(studies: Sequence[Row]) -> list[Row]:
+    """Returns the rows of the last study, which begin with those of `as set`, one a seed."""
+    first, seeds = len(studies), set()
+    for i in range(len(studies) - 1, -1, -1):
+        row = studies[i]
+        if row.get("adapted") == AS_SET and row["seed"] not in seeds:
+            first = i
+            seeds.add(row["seed"])
+        elif seeds:
+            break
+    return list(studies[first:])
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
