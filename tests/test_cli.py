@@ -108,7 +108,8 @@ def test_the_run_directory_is_the_contract(finished):
     assert tasks["train/goal"].shape == (4, 2)
     assert tasks["held_out/goal"].shape == (3, 2)
     assert list((run / "checkpoints").iterdir())
-    assert list((run / "wandb").glob("offline-run-*-s5"))
+    (sent,) = (run / "wandb").glob("offline-run-*-s5/files/media/html/report*.html")
+    assert sent.read_bytes() == (run / "report.html").read_bytes()
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(row["seed"], row["env_steps"]) for row in rows] == [
