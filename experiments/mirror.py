@@ -90,10 +90,14 @@ class Mirror:
     def _bring(self) -> None:
         fetched = self._folder / "fetched"
         shutil.rmtree(fetched, ignore_errors=True)
+        there = self._fs.find(self._root, detail=True)
         for name, changed in self._there.items():
             path = fetched / name
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fs.get_file(self._path(name), str(path))
+            size, found = there.get(self._path(name), {}).get("size"), path.stat().st_size
+            if found != size:
+                raise RuntimeError(f"{self._path(name)} came with {found} bytes of {size}")
             os.utime(path, ns=(changed, changed))
         for name in _FILES:
             if (fetched / name).exists():
@@ -160,6 +164,7 @@ class Mirror:
     def _copy_now(self) -> str:
         steps = sorted(_steps(self._folder))
         files: dict[str, int] = {}
+        sent: dict[str, int] = {}  # bytes, by path
         for step in steps[::-1]:  # the newest first; an older one is kept where it is there
             new = _times(self._folder, (self._folder / _CHECKPOINTS / str(step)).rglob("*"))
             missing = [name for name, changed in new.items() if self._there.get(name) != changed]
@@ -167,11 +172,19 @@ class Mirror:
                 continue
             for name in missing:
                 self._fs.put_file(str(self._folder / name), self._path(name))
+                sent[self._path(name)] = (self._folder / name).stat().st_size
             files |= new
         for name, changed in _times(self._folder, map(self._folder.joinpath, _FILES)).items():
-            # It may grow meanwhile.
-            self._fs.pipe_file(self._path(name), (self._folder / name).read_bytes())
+            content = (self._folder / name).read_bytes()  # it may grow meanwhile
+            self._fs.pipe_file(self._path(name), content)
+            sent[self._path(name)] = len(content)
             files[name] = changed
+        self._fs.invalidate_cache()
+        there = self._fs.find(self._root, detail=True)
+        for path, size in sent.items():  # a connection that breaks may leave half of one
+            found = there.get(path, {}).get("size")
+            if found != size:
+                raise RuntimeError(f"{path} has {found} bytes of {size}")
         started = json.loads(self._fs.cat_file(self._path(_STARTED)))
         if started["token"] != self._token:
             raise RuntimeError(f"a process on {started['host']} trains this run since then")

@@ -194,6 +194,33 @@ def test_a_slow_bucket_gets_the_newest_and_keeps_what_it_has(tmp_path, monkeypat
     assert kept == [Path("checkpoints/3/data")]  # nothing is left behind to be paid for
 
 
+def test_half_a_file_is_no_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.mirror._PAUSE", 0.0)
+    folder, there = tmp_path / "task" / "r", tmp_path / "there"
+    (folder / "checkpoints" / "1").mkdir(parents=True)
+    (folder / "checkpoints" / "1" / "data").write_text("whole")
+    mirror = Mirror(str(there), folder)
+    mirror.fetch()
+    put, halves = mirror._fs.put_file, iter([b"wh", b""])
+
+    def half(path, to):
+        put(path, to)
+        for content in halves:
+            Path(to).write_bytes(content)
+            return
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror._fs, "put_file", half)
+        assert mirror.finish() == ""  # at the third try
+    assert (there / "task/r/checkpoints/1/data").read_text() == "whole"
+    shutil.rmtree(folder)
+    (there / "task/r/checkpoints/1/data").write_text("wh")
+    monkeypatch.setattr(mirror._fs, "get_file", lambda path, to: Path(to).write_text("w"))
+    with pytest.raises(RunFailed, match="checkpoints/1/data came with 1 bytes of 2"):
+        Mirror(str(there), folder).fetch()
+    assert not (folder / "checkpoints").exists()
+
+
 def test_a_fetch_that_is_killed_is_begun_anew(tmp_path, monkeypatch):
     folder, there = tmp_path / "task" / "r", tmp_path / "there"
     for step in (1, 2):

@@ -129,6 +129,10 @@ def grouped(runs: Sequence[Source]) -> tuple[list[Group], list[str]]:
             raise ConfigError(
                 f"{' and '.join(twice)} are the same run of seed {seed}; valid: one of them"
             )
+        if not set.intersection(*(set(curve.steps.tolist()) for curve in curves)):
+            raise ConfigError(
+                f"runs of {name} have no evaluation at a step in common; valid: seeds of one sweep"
+            )
         result.append(Group(name, some, curves))
     return result, left_out
 
