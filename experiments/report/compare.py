@@ -350,7 +350,10 @@ def compare(words: Sequence[str], wandb: str, out: Path, target: float | None) -
         RunFailed: the page cannot be written.
     """
     if bool(words) == bool(wandb):
-        raise ConfigError("valid: runs, or what W&B has of them (wandb), one of the two")
+        raise ConfigError(
+            'runs and wandb: one of the two must be given; valid: RUNS="runs/ant_dir/*", or'
+            " WANDB=ENTITY/PROJECT"
+        )
     left_out: list[str] = []
     runs = online.read(wandb) if wandb else _read(folders(words), left_out)
     groups, without = grouped(runs)
@@ -360,7 +363,8 @@ def compare(words: Sequence[str], wandb: str, out: Path, target: float | None) -
     target = min(x.means("return_post")[1].max() for x in groups) if target is None else target
     table = lines(groups, steps, seconds, float(target))
     config = groups[0].sources[0].config
-    title = f"{config.task} on {config.backend}: {len(groups)} groups, {steps:,.0f} steps"
+    many = f"{len(groups)} group{'s' if len(groups) > 1 else ''}"
+    title = f"{config.task} on {config.backend}: {many}, {steps:,.0f} steps"
     columns, cells = _cells(table, steps, seconds, float(target))
     shown = [1, 3, 4, 5, 6, 7]  # as many as fit
     numbers = [str(i + 1) for i in range(len(cells))]
