@@ -97,10 +97,14 @@ def _by_name(tree: Any) -> dict[str, np.ndarray]:
 
 def group(run: RunConfig) -> str:
     """Returns what runs that differ in nothing but their seeds have in common: W&B's group."""
+    same = json.dumps(but_for_seeds(run), sort_keys=True)
+    return f"{run.task}-{run.profile}-{hashlib.sha256(same.encode()).hexdigest()[:8]}"
+
+
+def but_for_seeds(run: RunConfig) -> dict[str, Any]:
+    """Returns the settings on which results depend, by their dotted names, without the seeds."""
     same = flatten(run, Kind.LEARNED) | flatten(run, Kind.MEASURED)
-    same = {name: value for name, value in same.items() if name not in ("seed", "seeds")}
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{run.task}-{run.profile}-{digest}"
+    return {name: value for name, value in same.items() if name not in ("seed", "seeds")}
 
 
 def describe(run: RunConfig) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def train(runs: Sequence[RunConfig], stop: Stop) -> int:
         console.print(f"{folder.name} failed: {why}", soft_wrap=True)
     where = f"run: {folders[0]}" if lone else f"{len(runs)} runs in {folders[0].parent}"
     pages = [folder / run.REPORT for folder in folders if (folder / run.REPORT).exists()]
-    where += f" · report: {pages[0]}" if pages and lone else ""
+    where += f" · report: {pages[0]}" if pages and lone and steps == whole else ""
     again = f"make evaluate RUN={lone or folders[0].parent / 'NAME'}"
     if steps < whole:
         console.print(f"stopped by {stop.signal} and saved at {steps:,} of {whole:,} steps")

@@ -272,6 +272,9 @@ def test_what_is_played_is_what_evaluation_plays(tmp_path):
     config = settings.replaced(config, {"evaluate.episodes": 1})
     assert train.train([config], Stop()) == 0
     folder = tmp_path / "point_goal" / "r"
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["devices"] = 64  # of another machine
+    (folder / "config.json").write_text(json.dumps(record))
     episodes.record(folder)
     found = np.load(folder / "episodes.npz")
     assert found["context"].shape == (3, 2, 200, 4)

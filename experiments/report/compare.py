@@ -184,7 +184,7 @@ def _curves(it: Source) -> list[Curve]:
 
 def differing(sources: Sequence[Source]) -> list[str]:
     """Returns the settings in which groups differ, but for seeds and places."""
-    flat = [source.measured(it.config) for it in sources]
+    flat = [run.but_for_seeds(it.config) for it in sources]
     return [name for name in flat[0] if any(one[name] != flat[0][name] for one in flat)]
 
 

@@ -1,5 +1,6 @@
 """Plays held-out tasks before and after adaptation, and keeps what a page shows of them."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def record(folder: Path) -> None:
         ConfigError: the run has no checkpoint yet, or was saved without its replay.
         RunFailed: none can be read.
     """
-    program = run.load(folder, run.read_config(folder))
+    # On one device, on however many it was trained.
+    program = run.load(folder, dataclasses.replace(run.read_config(folder), devices=1))
     state = jax.tree.map(lambda x: x[0], run.trained(folder, program))
     if not program.config.checkpoint.replay:
         raise ConfigError(f"{folder} was saved without its replay, which adaptation needs")
@@ -89,7 +91,9 @@ def _episode(
 
     def step(carry: tuple[Any, Array], key: Key) -> Any:
         row, on = carry
-        _, shown = inputs.show(actor.scale, row.env_state.observation, row.history)
+        age = jnp.arange(length)[::-1]  # as the policy sees it
+        history = row.history.replace(mask=row.history.mask & (age < reach))
+        _, shown = inputs.show(actor.scale, row.env_state.observation, history)
         seen = {"context": nets.context(actor.weights, shown), "alive": on} | _of_body(env, row)
         row, transition = rollout.act(env, policy, row, key)
         seen["reward"] = transition.reward

@@ -118,25 +118,24 @@ def add_curve(
     name: str,
     x: Sequence[Any],
     y: Sequence[Any],
-    band: tuple[Sequence[float], Sequence[float]] | None,
+    band: tuple[Sequence[float], Sequence[float]],
     column: int = 1,
 ) -> None:
     """Adds a line with its band to a figure; it is named once."""
     color, dash = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
-    if band is not None:
-        figure.add_scatter(
-            x=[*x, *reversed(x)],
-            y=[*finite(band[1]), *reversed(finite(band[0]))],
-            mode="lines",
-            fill="toself",
-            fillcolor=_faint(color),
-            line_width=0,
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=name,
-            row=1,
-            col=column,
-        )
+    figure.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*finite(band[1]), *reversed(finite(band[0]))],
+        mode="lines",
+        fill="toself",
+        fillcolor=_faint(color),
+        line_width=0,
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+        row=1,
+        col=column,
+    )
     figure.add_scatter(
         x=list(x),
         y=finite(y),

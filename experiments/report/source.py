@@ -14,7 +14,7 @@ import numpy as np
 from experiments import presets, run
 from experiments.config import RunConfig, all_seeds
 from experiments.tracking import METRICS, is_row
-from jmql.settings import ConfigError, Kind, flatten
+from jmql.settings import ConfigError, flatten
 
 STUDIES, EPISODES, LOG = "evaluations.jsonl", "episodes.npz", "log.txt"
 AS_SET = "as set"  # how the newest study calls the run's own way to adapt
@@ -199,12 +199,6 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, tuple):
         return [text for part in value for text in _texts(part)]
     return [str(value)]
-
-
-def measured(config: RunConfig) -> dict[str, Any]:
-    """Returns the settings that a run is, without its seeds."""
-    same = flatten(config, Kind.LEARNED) | flatten(config, Kind.MEASURED)
-    return {name: value for name, value in same.items() if name not in ("seed", "seeds")}
 
 
 def finite(values: Any) -> list[float | None]:
