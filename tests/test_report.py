@@ -51,7 +51,7 @@ def studies(config: Any, rng: np.random.Generator, tasks: int = 6) -> list[dict]
     for way in ("as set", "weights of one"):
         for seed in range(config.seed, config.seed + config.seeds):
             row = {"seed": seed, "adapted": way, "env_steps": 240, "num_tasks": tasks}
-            row |= {"task_seed": 0, "ranges": {}}
+            row |= {"task_seed": 0, "ranges": {}, "measured": {"adapt.episodes": 2}}
             for stage in ("pre", "shot1", "post"):
                 row[f"tasks/return_{stage}"] = rng.normal(-20, 5, tasks).tolist()
             row["tasks/parameters"] = {"goal": rng.normal(size=(tasks, 2)).tolist()}
@@ -165,7 +165,7 @@ def test_a_report_has_the_numbers_of_the_files(folder):
     study = rows(folder, "evaluations.jsonl")
     for way in ("as set", "weights of one"):
         line = named(drawn["Return by shots of new data"], way)
-        assert line["x"] == [0, 1, 2]
+        assert line["x"] == [0, 2, 4]  # two episodes a shot
         for value, stage in zip(line["y"], ("pre", "shot1", "post"), strict=True):
             values = [row[f"tasks/return_{stage}"] for row in study if row["adapted"] == way]
             expected = statistics.interquartile_mean(np.ravel(values))
@@ -189,6 +189,12 @@ def test_a_report_has_the_numbers_of_the_files(folder):
     away = np.linalg.svd(values[alive] - middle, full_matrices=False)[2][:2]
     expected = (values[1, alive[1]] - middle) @ away.T
     np.testing.assert_allclose(np.abs(shown["x"]), np.abs(expected[:, 0]), rtol=1e-6)
+    after = {
+        steps: np.mean([x["eval/return_post"] for x in files if x["env_steps"] == steps])
+        for steps in STEPS
+    }
+    for name, steps in (("untrained", 80), ("best", max(after, key=after.get)), ("last", 240)):
+        assert re.search(rf"{name}\s+{steps}\s+\S+\s+\S+\s+{after[steps]:.1f}", text(page))
     assert "jmql train --task point_goal" in text(page)
     assert "--td3.learning-rate 0.01" in text(page)
     assert "finished: 240 steps" in text(page)
@@ -318,6 +324,8 @@ def test_groups_of_seeds_are_compared(several, tmp_path, capsys):
     first, second = compare.lines(groups, 160, 4.0, -30.0)
     at = np.array([file[1]["tasks/return_post"] for file in files])
     np.testing.assert_allclose(first.at_steps[0], statistics.interquartile_mean(at.ravel()))
+    so_far = [np.mean([file[i]["tasks/return_post"] for file in files]) for i in (0, 1)]
+    np.testing.assert_allclose(first.best, max(so_far))
     early = np.array([file[0]["tasks/return_post"] for file in files])
     expected = statistics.interquartile_mean(early.ravel())
     np.testing.assert_allclose(compare.lines(groups, 160, 3.0, 0)[0].at_seconds[0], expected)
