@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "ant_dir": "envs.ant:AntDir",
     "ant_goal": "envs.ant:AntGoal",
+    "arm_pick": "envs.arm:ArmPick",
     "cheetah_dir": "envs.cheetah:CheetahDir",
     "cheetah_vel": "envs.cheetah:CheetahVel",
     "humanoid_dir": "envs.humanoid:HumanoidDir",

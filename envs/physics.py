@@ -102,11 +102,19 @@ class Body(Environment):
             qd = noise * jax.random.normal(velocity_key, shape)
         else:
             qd = jax.random.uniform(velocity_key, shape, minval=-noise, maxval=noise)
-        return self._finish_reset(self._pipeline.init(system, q, qd))
+        return self.placed(task, q, qd)
+
+    def placed(self, task: Task, q: Array, qd: Array) -> Any:
+        """Returns the physics at positions and velocities, with which an episode begins."""
+        return self._finish_reset(self._pipeline.init(self.system(task), q, qd))
 
     def advance(self, physics: Any, action: Array, task: Task) -> Any:
-        """Holds the action over all substeps."""
-        system, control = self.system(task), self.control(action)
+        """Maps the action to the motors' range, and drives them."""
+        return self.driven(physics, self.control(action), task)
+
+    def driven(self, physics: Any, control: Array, task: Task) -> Any:
+        """Returns the physics one control step later; control [actuators] is held all the time."""
+        system = self.system(task)
 
         def substep(physics: Any, _: None) -> tuple[Any, None]:
             return self._step(self._pipeline, system, physics, control), None
@@ -130,11 +138,11 @@ class Body(Environment):
         """Position of the first link in the world, [3] (m)."""
         return physics.x.pos[0]
 
-    def shapes(self, physics: Any) -> Shapes:
-        """The capsules, spheres and boxes of the model, where they are."""
+    def shapes(self, physics: Any, task: Task) -> Shapes:
+        """The capsules, spheres and boxes of a task's model, where they are."""
         rotate = jax.vmap(importlib.import_module("brax.math").rotate)
         kinds = importlib.import_module("mujoco").mjtGeom
-        system = self._system
+        system = self.system(task)
         # A geom's body counts from the world, which no link is.
         position = jnp.concatenate([jnp.zeros((1, 3)), physics.x.pos])
         rotation = jnp.concatenate([jnp.array([[1.0, 0.0, 0.0, 0.0]]), physics.x.rot])
@@ -192,6 +200,58 @@ class Body(Environment):
             dof_damping=system.dof_damping * damping,
             geom_friction=system.geom_friction * friction,
         )
+
+    def rebuilt_system(
+        self,
+        body: str,
+        size: Array,
+        place: Array,
+        friction: Array,
+        mass: Array,
+        inertia: Array,
+        center: Array,
+    ) -> Any:
+        """Returns the model with one body rebuilt, for mjx. Its joints must be plain hinges and
+        slides: of what MuJoCo derives when it compiles a model, only their inverse weight follows.
+
+        Args:
+            body: its name.
+            size: [G, 3] of its geoms, by type as MuJoCo has them (m).
+            place: [G, 3] of their centers, in the body's frame (m).
+            friction: [] of its geoms, sliding.
+            mass: [] (kg).
+            inertia: [3], about axes through the center of mass, parallel to the body's (kg m^2).
+            center: [3], of mass, in the body's frame (m).
+        """
+        system = self._system
+        index = system.mj_model.body(body).id
+        geoms = np.flatnonzero(np.asarray(system.geom_bodyid) == index)
+        built = system.mj_model.body_mass[index], system.mj_model.body_inertia[index, 1]
+        weight = jnp.stack([built[0] / mass, built[1] / inertia[1]])
+        return system.replace(
+            geom_size=system.geom_size.at[geoms].set(size),
+            geom_pos=system.geom_pos.at[geoms].set(place),
+            geom_friction=system.geom_friction.at[geoms, 0].set(friction),
+            body_mass=system.body_mass.at[index].set(mass),
+            body_inertia=system.body_inertia.at[index].set(inertia),
+            body_ipos=system.body_ipos.at[index].set(center),
+            body_iquat=system.body_iquat.at[index].set(jnp.array([1.0, 0.0, 0.0, 0.0])),
+            body_invweight0=system.body_invweight0.at[index].multiply(weight),
+        )
+
+    def gap(self, physics: Any, geom: str, body: str) -> Array:
+        """Returns the distance between a geom and the nearest of a body that it can touch, [] (m).
+
+        It is of the beginning of the last substep, and infinite at the beginning of an episode.
+        """
+        model, contact = self._system.mj_model, physics._impl.contact
+        mine = (contact.geom == model.geom(geom).id).any(axis=-1)
+        other = (jnp.asarray(self._system.geom_bodyid)[contact.geom] == model.body(body).id).any(-1)
+        return jnp.where(mine & other, contact.dist, jnp.inf).min()
+
+    def command(self, physics: Any) -> Array:
+        """Returns what the actuators were last told, [actuators], 0 at the beginning."""
+        return physics.ctrl
 
 
 def _load(backend: str, model: str | Path, engine: Engine) -> tuple[Any, Any]:
@@ -290,7 +350,7 @@ def _drop_forces(physics: Any) -> Any:
     at each step, to have the fresh state where an episode has ended.
     """
     zeros = jax.tree.map(jnp.zeros_like, physics)
-    kept = ("q", "qd", "qpos", "qvel", "x", "xd", "subtree_com", "cvel")
+    kept = ("q", "qd", "qpos", "qvel", "x", "xd", "subtree_com", "cvel", "eq_active")
     return zeros.replace(
         _impl=zeros._impl.replace(cinert=physics._impl.cinert),
         **{name: getattr(physics, name) for name in kept},

@@ -1,5 +1,6 @@
 """Draws bodies: from shapes in the world to polygons in a picture."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,22 @@ def _turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
     return x * v - y * u
 
 
-def draw_body(axis: Any, eye: np.ndarray, shapes: Shapes, place: np.ndarray) -> None:
-    """Draws a body and its shadow at a place [2] of the picture, the farthest parts first."""
+def draw_body(
+    axis: Any,
+    eye: np.ndarray,
+    shapes: Shapes,
+    place: np.ndarray,
+    colors: Sequence[str] = (),
+) -> None:
+    """Draws a body and its shadow at a place [2] of the picture, the farthest parts first.
+
+    Args:
+        axis: of the picture.
+        eye: as of `camera`.
+        shapes: leaves of one body.
+        place: of its middle on the floor.
+        colors: of its parts, capsules before boxes; empty: all alike.
+    """
     from matplotlib.collections import PolyCollection
 
     ends, radius, corners = map(np.asarray, shapes)
@@ -69,8 +84,9 @@ def draw_body(axis: Any, eye: np.ndarray, shapes: Shapes, place: np.ndarray) -> 
     ends, corners = ends @ eye.T, corners @ eye.T
     parts = [*outline(ends[..., :2], radius), *map(hull, corners[..., :2])]
     away = np.concatenate([ends[..., 2].mean(axis=1), corners[..., 2].mean(axis=1)])
-    body = [parts[i] + place for i in np.argsort(-away, kind="stable")]
-    axis.add_collection(PolyCollection(body, facecolors=BODY, edgecolors=EDGE, linewidths=0.6))
+    order = np.argsort(-away, kind="stable")
+    body, faces = [parts[i] + place for i in order], [colors[i] for i in order] if colors else BODY
+    axis.add_collection(PolyCollection(body, facecolors=faces, edgecolors=EDGE, linewidths=0.6))
 
 
 def seen_from_above(axis: Any, title: str, unit: str = "") -> None:

@@ -37,7 +37,7 @@ def play(env: Any, steps: int, task: Task, key: Key) -> tuple[Shapes, Array]:
         state = env.step(state, action)
         alive = alive & ~(state.terminated | state.truncated)
         reward = jnp.where(alive, state.reward, 0.0)
-        return (state, alive), (env.shapes(state.physics), reward)
+        return (state, alive), (env.shapes(state.physics, task), reward)
 
     actions = size * jnp.sin(2 * jnp.pi * (rate * seconds + phase))
     _, (shapes, rewards) = jax.lax.scan(step, (start, jnp.ones((), bool)), actions)

@@ -60,6 +60,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         train=TrainConfig(env_steps=1_200_000, updates_per_round=400, rounds_per_cycle=15),
         backend="spring",
     ),
+    # A lift pays within a second: a short horizon, as for the speeds of the cheetah.
+    "arm_pick": _quick_body(320_000, TaskConfig(train=32, held_out=16), 1)
+    | dict(
+        td3=dataclasses.replace(_QUICK_TD3, discount=0.97, target_noise=0.2),
+        collect=dataclasses.replace(_QUICK_COLLECT, exploration_noise=0.2),
+        train=TrainConfig(env_steps=320_000, updates_per_round=500, rounds_per_cycle=20),
+    ),
     "cheetah_dir": _quick_body(600_000, TaskConfig(train=2, held_out=2), 4)
     | dict(collect=_CHEETAH_COLLECT),
     # The right speed pays within a few steps: a short horizon is enough, and learns faster.

@@ -16,6 +16,7 @@ from experiments.terminal import task_names
 from jmql import evaluate, inputs, networks, rollout
 from jmql.keys import derive
 from jmql.settings import ConfigError
+from jmql.train import TrainState
 from jmql.types import Actor, Array, Key, Task
 
 _TASKS, _BODIES = 8, 4  # played, at the most: of points, and of bodies, which take longer
@@ -43,9 +44,7 @@ def record(folder: Path) -> None:
     most = min(count, _BODIES if hasattr(program.env, "shapes") else _TASKS)
     chosen = np.unique(np.linspace(0, count - 1, most).round().astype(int))
     tasks = jax.tree.map(lambda x: x[chosen], program.held_out)
-    keys = jax.random.split(derive(state.key, "report"), len(chosen))
-    played = jax.jit(jax.vmap(functools.partial(_play, program, state.agent, state.memory)))
-    found = {name: np.asarray(leaf) for name, leaf in played(tasks, keys).items()}
+    found = play(program, state, tasks, derive(state.key, "report"))
     every = -(-found["alive"].shape[2] // _FRAMES)
     for name in ("ends", "radius", "corners"):
         if name in found:
@@ -61,6 +60,17 @@ def record(folder: Path) -> None:
     with new.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **found)
     new.replace(folder / EPISODES)
+
+
+def play(program: Program, state: TrainState, tasks: Task, key: Key) -> dict[str, np.ndarray]:
+    """Plays tasks [K], an episode before and one after adaptation each, from the same start.
+
+    Returns:
+        Leaves [K, 2, T, ...], as `record` writes them, the body of every step.
+    """
+    keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
+    played = jax.jit(jax.vmap(functools.partial(_play, program, state.agent, state.memory)))
+    return {name: np.asarray(leaf) for name, leaf in played(tasks, keys).items()}
 
 
 def _play(program: Program, agent: Any, memory: Any, task: Task, key: Key) -> dict[str, Array]:
@@ -106,7 +116,10 @@ def _episode(
 def _of_body(env: Any, row: Any) -> dict[str, Array]:
     """Where a body is: a point, by what it observes, or the shapes of a model."""
     if hasattr(env, "shapes"):
-        shapes, torso = env.shapes(row.env_state.physics), env.torso(row.env_state.physics)
+        shapes, torso = (
+            env.shapes(row.env_state.physics, row.env_state.task),
+            env.torso(row.env_state.physics),
+        )
         return {"place": torso[:2]} | shapes._asdict()
     if env.body == "point":
         return {"place": row.env_state.observation[:2]}

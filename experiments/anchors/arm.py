@@ -1,0 +1,266 @@
+"""What knowing the object is worth to `arm_pick`, by scripts, on MJX and in native MuJoCo.
+
+`python -m experiments.anchors.arm [OUT.json]` prints the table, in some minutes.
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+import envs
+from envs.arm import KINDS
+from envs.base import Task
+from experiments import devices
+from jmql.types import Array, Key
+
+OBJECTS, FRESH = 64, 128  # that the compromise is chosen on, and that all are played on
+PARTS = ("near", "far", "neck", "handle")
+_GRIP, _STRIDE, _LOW, _HIGH = 20.0, 0.04, np.array([-0.22, 0.023]), np.array([0.22, 0.40])
+
+
+class Plan(NamedTuple):
+    """How a script grasps. It sees the hand, and the marker on the object."""
+
+    x: Array  # [] from the marker (m)
+    z: Array  # [] above the floor (m)
+    press: Array  # [] share of the largest force
+
+
+class Progress(NamedTuple):
+    """Where a script is."""
+
+    phase: Array  # []: above the object, down, closing, up
+    steps: Array  # [] in this phase
+
+
+def act(plan: Plan, at: Progress, hand: Array, marker_x: Array) -> tuple[Array, Progress]:
+    """Returns the action [3] of a script, and where it is then."""
+    phase = at.phase
+    x = jnp.where(phase < 2, marker_x + plan.x, hand[0])
+    z = jnp.stack([0.30, jnp.maximum(plan.z, 0.02), hand[1], 0.36])[phase]
+    way = jnp.clip(1.2 / _STRIDE * (jnp.stack([x, z]) - hand), -1.0, 1.0)
+    way = way.at[1].set(jnp.where(phase == 3, jnp.clip(way[1], -0.6, 0.6), way[1]))
+    action = jnp.append(way, jnp.where(phase < 2, -1.0, jnp.sqrt(plan.press)))
+    steps = at.steps + 1
+    done = jnp.stack(
+        [
+            (jnp.abs(x - hand[0]) < 0.008) & (jnp.abs(hand[1] - 0.30) < 0.03),
+            (jnp.abs(z - hand[1]) < 0.008) | (steps > 25),
+            steps > 8,
+            jnp.zeros((), bool),
+        ]
+    )[phase]
+    return action, Progress(phase + done, jnp.where(done, 0, steps))
+
+
+def on_mjx(env: Any, tasks: Task, plans: Plan, key: Key) -> dict[str, np.ndarray]:
+    """Plays plans [N] on tasks [N]; returns `return`, `success` and `crushed`, [N] each."""
+
+    def play(task: Task, plan: Plan, key: Key) -> Any:
+        def step(carry: Any, _: None) -> Any:
+            state, at, on = carry
+            marker = env.on_object(state.physics, jnp.stack([task["marker"], 0.0]))
+            action, at = act(plan, at, env.hand(state.physics), marker[0])
+            state = env.step(state, action)
+            reward = jnp.where(on, state.reward, 0.0)
+            on &= ~(state.terminated | state.truncated)
+            return (state, at, on), (reward, state.blew_up)
+
+        begin = env.reset(key, task), Progress(jnp.int32(0), jnp.int32(0)), jnp.ones((), bool)
+        (state, _, _), (rewards, blew_up) = jax.lax.scan(step, begin, length=env.episode_length)
+        return {"return": rewards.sum(), "blew_up": blew_up.any()} | state.extras
+
+    keys = jax.random.split(key, len(tasks["mass"]))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(play))(tasks, plans, keys))
+
+
+class Native:
+    """One object in native MuJoCo, compiled with it, and its rewards in NumPy.
+
+    Args:
+        task: leaves without a leading axis.
+    """
+
+    def __init__(self, task: Task):
+        self.task = {name: np.asarray(leaf, float) for name, leaf in task.items()}
+        source = mujoco.MjSpec.from_file(str(Path(envs.__file__).parent / "assets/arm.xml"))
+        for part, size, place in zip(PARTS, self.task["size"], self.task["place"], strict=True):
+            geom = source.geom(part)
+            geom.size, geom.pos = [*size, 0.0], [place[0], 0.0, place[1]]
+            geom.friction = [self.task["friction"], 0.005, 0.0001]
+        thing = source.body("object")
+        thing.explicitinertial, thing.mass = True, self.task["mass"]
+        thing.inertia = np.full(3, self.task["inertia"])
+        thing.ipos = [0.0, 0.0, self.task["center"]]
+        self.model = source.compile()
+        self.data = mujoco.MjData(self.model)
+
+    def reset(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Begins at a state."""
+        self.data.qpos[:], self.data.qvel[:] = qpos, qvel
+        mujoco.mj_forward(self.model, self.data)
+
+    def hand(self) -> np.ndarray:
+        """[2]: the point between the fingertips."""
+        wrist = self.data.body("hand")
+        tip = wrist.xpos + wrist.xmat.reshape(3, 3) @ [0.0, 0.0, -0.13]
+        return tip[[0, 2]]
+
+    def on_object(self, point: np.ndarray) -> np.ndarray:
+        """[2]: where a point of the object's frame is."""
+        thing = self.data.body("object")
+        return (thing.xpos + thing.xmat.reshape(3, 3) @ [point[0], 0.0, point[1]])[[0, 2]]
+
+    def gaps(self) -> np.ndarray:
+        """[2]: from the left and the right finger to the object (m)."""
+        return np.array(
+            [
+                min(
+                    mujoco.mj_geomDistance(
+                        self.model,
+                        self.data,
+                        self.model.geom(finger).id,
+                        self.model.geom(part).id,
+                        1.0,
+                        None,
+                    )
+                    for part in PARTS
+                )
+                for finger in ("left", "right")
+            ]
+        )
+
+    def step(self, action: np.ndarray) -> tuple[float, bool, bool]:
+        """Takes a control step; returns the reward, success and whether it is crushed."""
+        model, data, task = self.model, self.data, self.task
+        target = np.clip(self.hand() + _STRIDE * action[:2], _LOW, _HIGH)
+        x, z = target + np.array([0.45, 0.13 - 0.30])  # of the wrist from the shoulder
+        far = np.clip(np.hypot(x, z), 0.1, 0.715)
+        up, bend = np.arctan2(z, x), np.arccos(far / 0.72)
+        data.ctrl[:3] = up + bend, -2 * bend, bend - up
+        data.ctrl[3:] = -_GRIP * action[2] * abs(action[2])
+        for substep in range(8):
+            if substep == 7:  # contacts are those that the last substep begins with
+                mujoco.mj_kinematics(model, data)
+                touch = (self.gaps() < 0.001).all()
+            mujoco.mj_step(model, data)
+        mujoco.mj_kinematics(model, data)
+        center = task["center"]
+        rise = self.on_object(np.array([0.0, center]))[1] - center
+        reach = 1 - np.tanh(8 * np.linalg.norm(self.hand() - self.on_object(task["grasp"])))
+        over = _GRIP * action[2] ** 2 / task["crush"] - 1
+        crush = float(np.clip(over, 0, 1)) if touch else 0.0
+        lift = np.clip(rise / 0.12, 0, 1)
+        reward = (0.25 * reach + 0.25 * reach * touch + lift) * (1 - 0.4 * crush)
+        return float(reward), bool(rise > 0.1 and crush == 0), crush > 0
+
+
+def in_mujoco(env: Any, tasks: Task, plans: Plan, key: Key) -> dict[str, np.ndarray]:
+    """As `on_mjx`, from the same states, in native MuJoCo."""
+    count = len(tasks["mass"])
+    physics = jax.jit(jax.vmap(lambda key, task: env.reset(key, task).physics))(
+        jax.random.split(key, count), tasks
+    )
+    q, v = np.asarray(physics.q), np.asarray(physics.qd)
+    rows = [Native(jax.tree.map(lambda x, i=i: x[i], tasks)) for i in range(count)]
+    for i, row in enumerate(rows):
+        row.reset(q[i], v[i])
+    at = Progress(jnp.zeros(count, int), jnp.zeros(count, int))
+    on, total = np.ones(count, bool), np.zeros(count)
+    success, crushed = np.zeros(count), np.zeros(count)
+    script = jax.jit(jax.vmap(act))
+    for _ in range(env.episode_length):
+        hands = np.array([row.hand() for row in rows])
+        markers = np.array([row.on_object(np.array([row.task["marker"], 0.0]))[0] for row in rows])
+        actions, at = script(plans, at, hands, markers)
+        for i in np.flatnonzero(on).tolist():
+            reward, success[i], crushed[i] = rows[i].step(np.clip(np.asarray(actions[i]), -1, 1))
+            total[i] += reward
+            on[i] = abs(rows[i].data.qpos[5]) <= 0.4
+    return {"return": total, "success": success, "crushed": crushed}
+
+
+def force(tasks: Task, margin: float = 3.0) -> Array:
+    """Returns the share of the largest force that holds objects [N] and does not crush them."""
+    holds = tasks["mass"] * 9.81 / (2 * tasks["friction"])
+    return jnp.clip(jnp.minimum(margin * holds + 1.0, tasks["crush"]) / _GRIP, 0.05, 1.0)
+
+
+def right(tasks: Task) -> Plan:
+    """Returns the plans of one who knows all of objects [N]."""
+    return Plan(tasks["grasp"][:, 0] - tasks["marker"], tasks["grasp"][:, 1], force(tasks))
+
+
+def of_kind(env: Any, kind: int) -> Plan:
+    """Returns the plan [] for the middle of a kind, with the marker at its middle."""
+    middle = {name: jnp.float32(low + high) / 2 for name, (low, high) in env.ranges.items()}
+    task = env.make_task(**middle | {"kind": jnp.float32(kind + 0.5)})
+    return jax.tree.map(lambda x: x[0], right(jax.tree.map(lambda x: x[None], task)))
+
+
+def grid(count: int) -> Plan:
+    """Returns the compromises that are tried, each [P * count], for objects [count]."""
+    x, z, press = np.meshgrid(
+        [-0.06, -0.03, 0.0, 0.03], [0.025, 0.04, 0.06, 0.08, 0.1, 0.13], [0.1, 0.2, 0.3, 0.5]
+    )
+    return Plan(*(jnp.repeat(jnp.asarray(leaf.ravel(), float), count) for leaf in (x, z, press)))
+
+
+def table(env: Any, play: Any) -> dict[str, Any]:
+    """Returns return, success and crushed by script and kind, of fresh objects."""
+    per_kind = [
+        env.sample_tasks(jax.random.key(k), FRESH // len(KINDS), {"kind": (k, k + 1.0)})
+        for k in range(len(KINDS))
+    ]
+    tasks = jax.tree.map(lambda *x: jnp.concatenate(x), *per_kind)
+    count = len(tasks["mass"])
+    seen = env.sample_tasks(jax.random.key(99), OBJECTS)
+    plans = grid(OBJECTS)
+    tried = len(plans.x) // OBJECTS
+    repeated = jax.tree.map(lambda x: jnp.concatenate([x] * tried), seen)
+    found = play(env, repeated, plans, jax.random.key(98))["return"].reshape(tried, OBJECTS)
+    chosen = jax.tree.map(lambda x: x.reshape(tried, OBJECTS)[found.mean(1).argmax(), 0], plans)
+    everywhere = functools.partial(jax.tree.map, lambda x: jnp.full(count, x))
+    knows = right(tasks)
+    scripts = {
+        "knows all": knows,
+        "knows all but the force": knows._replace(press=jnp.full(count, 0.2)),
+        "knows all but the marker": knows._replace(x=tasks["grasp"][:, 0]),
+        "best compromise": everywhere(chosen),
+    }
+    scripts |= {f"as for a {kind}": everywhere(of_kind(env, k)) for k, kind in enumerate(KINDS)}
+    rows: dict[str, Any] = {"compromise": {k: float(v) for k, v in chosen._asdict().items()}}
+    for name, plans in scripts.items():
+        played = play(env, tasks, plans, jax.random.key(7))
+        rows[name] = {
+            what: [round(float(x), 3) for x in values.reshape(len(KINDS), -1).mean(1)]
+            for what, values in played.items()
+        }
+    return rows
+
+
+def main() -> None:
+    """Prints the tables, and writes them."""
+    devices.prepare(1)
+    env = envs.make("arm_pick")
+    found = {"mjx": table(env, on_mjx), "native": table(env, in_mujoco)}
+    for engine, rows in found.items():
+        print(f"\n{engine}: compromise {rows.pop('compromise')}")
+        print(f"{'return / success':26} {'all':>12} " + " ".join(f"{kind:>12}" for kind in KINDS))
+        for name, row in rows.items():
+            cells = [(np.mean(row["return"]), np.mean(row["success"]))]
+            cells += list(zip(row["return"], row["success"], strict=True))
+            print(f"{name:26} " + " ".join(f"{r:5.1f} / {s:4.2f}" for r, s in cells))
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
