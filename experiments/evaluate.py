@@ -183,6 +183,13 @@ def _evaluate(
         [*stages, "gain", "worst fifth"],
         [(name, _cells(result, [*stages.values()])) for name, (_, result) in ways.items()],
     )
+    for extra in terminal.extras(_rows(program, as_set, {})[0]):
+        at = [stage.replace("return", extra) for stage in stages.values()]
+        means = [
+            (way, [f"{result.metrics[stage].mean():.2f}" for stage in at])
+            for way, (_, result) in ways.items()
+        ]
+        terminal.table(f"{extra}, mean", stages, means)
     terminal.warn_if_reuse_is_off(_summary(program, as_set)["adapt/beta_zero_share"].tolist())
     failed = as_set.metrics["failed"]
     names, blew_up = terminal.task_names(program.env, tasks), as_set.metrics["blew_up"].sum()

@@ -248,12 +248,15 @@ def report(program: Program, runs: Mapping[Path, Sequence[Mapping[str, Any]]]) -
     # A run that is done and goes on with another number of shots has the old ones.
     stages = [name for name in shown(program) if all(f"eval/{name}" in row for row in every)]
 
-    def cells(run: int, name: str, pick: Any = lambda x: x) -> list[str]:
+    def cells(
+        run: int, name: str, pick: Any = lambda x: x, of: str = "return", digits: int = 1
+    ) -> list[str]:
         """One stage after the other, of a metric of a run that `pick` makes a number."""
         first, last = ends[run]
-        untrained = [pick(row[f"{name}/return_pre"]) for row in first]
-        later = [[pick(row[f"{name}/{stage}"]) for row in last] for stage in stages]
-        return [mean_and_spread(values) for values in (untrained, *later)]
+        untrained = [pick(row[f"{name}/{of}_pre"]) for row in first]
+        at = [stage.replace("return", of) for stage in stages]
+        later = [[pick(row[f"{name}/{stage}"]) for row in last] for stage in at]
+        return [mean_and_spread(values, digits) for values in (untrained, *later)]
 
     names = task_names(program.env, program.held_out)
     if len(runs) > 1:
@@ -264,6 +267,7 @@ def report(program: Program, runs: Mapping[Path, Sequence[Mapping[str, Any]]]) -
             lines.append((name, cells(0, "tasks", lambda x, k=k: x[k])))
         worst = mean_and_spread([row[f"eval/{program.stages[-1]}_p20"] for row in every])
         lines.append(("worst fifth", [""] * len(stages) + [worst]))
+        lines += [(name, cells(0, "eval", of=name, digits=2)) for name in extras(every[0])]
     table(
         f"return on {config.tasks.held_out} held-out tasks after {every[0]['env_steps']:,} steps"
         + (f", mean ± std over {seeds} seeds" if seeds > 1 else ""),
@@ -281,7 +285,13 @@ def report(program: Program, runs: Mapping[Path, Sequence[Mapping[str, Any]]]) -
     warn_of_troubles(training, evaluation, failed, of_tasks, names, program.env)
 
 
-def mean_and_spread(values: list[float]) -> str:
+def extras(row: Mapping[str, Any]) -> list[str]:
+    """Returns what else the family reports of an evaluation, by a row that has one."""
+    pre = (name[5:-4] for name in row if name.startswith("eval/") and name.endswith("_pre"))
+    return sorted(name for name in pre if name != "return")
+
+
+def mean_and_spread(values: list[float], digits: int = 1) -> str:
     """Returns `12.3`, or `12.3 ± 4.5` for the values of several seeds."""
-    mean = f"{np.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.1f}"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"

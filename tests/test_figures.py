@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import envs
 from envs.physics import Shapes
 from experiments.figures import __main__ as figures
-from experiments.figures import drawing, learning
+from experiments.figures import drawing, kinds, learning
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -51,14 +51,15 @@ def test_capsules_are_the_geoms_of_a_model_on_mjx(rank_promotion):
     q = np.asarray(env.system({}).init_q) + np.random.default_rng(0).uniform(-0.3, 0.3, 24)
     model, data = native("gymnasium", "humanoid.xml", q)
     links = types.SimpleNamespace(pos=data.xpos[1:], rot=data.xquat[1:])
-    assert_same(env.shapes(types.SimpleNamespace(x=links)), model, data)
+    assert_same(env.shapes(types.SimpleNamespace(x=links), {}), model, data)
 
 
 def test_capsules_are_the_geoms_of_a_model_on_spring(rank_promotion):
     """Of the ant, of which Brax joins bodies without a joint to their parents."""
     env = envs.make("ant_dir", "spring")
-    physics = jax.jit(env.start)(jax.random.key(1), env.sample_task(jax.random.key(0)))
-    assert_same(env.shapes(physics), *native("brax", "ant.xml", physics.q))
+    task = env.sample_task(jax.random.key(0))
+    physics = jax.jit(env.start)(jax.random.key(1), task)
+    assert_same(env.shapes(physics, task), *native("brax", "ant.xml", physics.q))
 
 
 def test_outline_is_the_points_at_a_radius_from_a_rod():
@@ -137,6 +138,18 @@ def test_learning_is_drawn_from_committed_rows(tmp_path, monkeypatch):
     figures.main(["learning"])
     assert (tmp_path / "docs/learning.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(
-        SystemExit, match=r"usage: .*learning adaptation families.*paths \| goals RUN PICTURE"
+        SystemExit,
+        match=r"usage: .*learning adaptation kinds families.*paths \| goals \| grasp RUN PICTURE",
     ):
         figures.main(["pictures"])
+
+
+def test_reuse_by_kind_is_what_its_tasks_weigh_over_what_even_reuse_gives():
+    """Of two balls and two mugs, the weights of replay are 0.5, 0.3, 0.2 and 0 in the mean."""
+    row = {
+        "train_tasks": {"kind": [0.0, 0.0, 1.0, 1.0]},
+        "tasks/reuse": [[0.6, 0.2, 0.2, 0.0], [0.4, 0.4, 0.2, 0.0]],
+    }
+    times = kinds.reuse([row, row])
+    np.testing.assert_allclose(times[:2], [1.6, 0.4])
+    assert np.isnan(times[2:]).all()

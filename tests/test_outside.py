@@ -26,11 +26,13 @@ def test_a_family_from_outside_works_as_a_built_in_one_does(tmp_path):
     assert {"eval/success_pre", "eval/success_post"} <= rows[-1].keys()
     assert "collect/success" in rows[0]  # no episode ended in the others
     assert "place +0." in done.stdout  # the held-out half of the line
+    assert re.search(r"success +│ +\d\.\d\d │ +\d\.\d\d │ +\d\.\d\d │", done.stdout)
     assert done.stdout.strip().endswith("next: make evaluate RUN=runs/PointLine/mine")
     longer = command("train", "--resume", str(folder), "--train.env-steps", "1200", cwd=tmp_path)
     assert longer.returncode == 0, longer.stderr
     done = command("evaluate", "--run", str(folder), "--num-tasks", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"success, mean\n(.*\n)+?│ as set +│ +\d\.\d\d │", done.stdout)
     row = json.loads((folder / "evaluations.jsonl").read_text())
     assert row["env_steps"] == 1200
     assert len(row["tasks/return_post"]) == 2

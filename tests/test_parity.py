@@ -479,7 +479,7 @@ def test_a_free_box_of_a_model_of_ones_own_is_that_of_native_mujoco(
     def run(key):
         def step(state, _):
             state = env.step(state, jnp.ones(1))
-            return state, (state.observation, env.shapes(state.physics))
+            return state, (state.observation, env.shapes(state.physics, state.task))
 
         first = env.reset(key, {})
         return first.observation, jax.lax.scan(step, first, None, length=5)[1]

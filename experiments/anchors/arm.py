@@ -21,6 +21,7 @@ from experiments import devices
 from jmql.types import Array, Key
 
 OBJECTS, FRESH = 64, 128  # that the compromise is chosen on, and that all are played on
+MANY, EPISODES = 256, 125  # objects that are played with at random, and episodes of each
 PARTS = ("near", "far", "neck", "handle")
 _GRIP, _STRIDE, _LOW, _HIGH = 20.0, 0.04, np.array([-0.22, 0.023]), np.array([0.22, 0.40])
 
@@ -187,6 +188,24 @@ def in_mujoco(env: Any, tasks: Task, plans: Plan, key: Key) -> dict[str, np.ndar
     return {"return": total, "success": success, "crushed": crushed}
 
 
+def blow_ups(env: Any, objects: int, episodes: int) -> int:
+    """Returns how many steps of random actions end in physics that is not finite."""
+    tasks = env.sample_tasks(jax.random.key(0), objects)
+
+    def play(key: Key) -> Array:
+        def step(states: Any, key: Key) -> Any:
+            size = (objects, env.action_size)
+            actions = jax.random.uniform(key, size, minval=-1.0, maxval=1.0)
+            states = jax.vmap(env.step)(states, actions)
+            return states, states.blew_up.sum()
+
+        first = jax.vmap(env.reset)(jax.random.split(key, objects), tasks)
+        return jax.lax.scan(step, first, jax.random.split(key, env.episode_length))[1].sum()
+
+    keys = jax.random.split(jax.random.key(1), episodes)
+    return int(jax.jit(lambda keys: jax.lax.map(play, keys).sum())(keys))
+
+
 def force(tasks: Task, margin: float = 3.0) -> Array:
     """Returns the share of the largest force that holds objects [N] and does not crush them."""
     holds = tasks["mass"] * 9.81 / (2 * tasks["friction"])
@@ -251,15 +270,19 @@ def main() -> None:
     devices.prepare(1)
     env = envs.make("arm_pick")
     found = {"mjx": table(env, on_mjx), "native": table(env, in_mujoco)}
-    for engine, rows in found.items():
+    steps = MANY * EPISODES * env.episode_length
+    found["random"] = {"steps": steps, "blew_up": blow_ups(env, MANY, EPISODES)}
+    print(f"random play of {MANY} objects: {found['random']}")
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")
+    for engine in ("mjx", "native"):
+        rows = found[engine]
         print(f"\n{engine}: compromise {rows.pop('compromise')}")
         print(f"{'return / success':26} {'all':>12} " + " ".join(f"{kind:>12}" for kind in KINDS))
         for name, row in rows.items():
             cells = [(np.mean(row["return"]), np.mean(row["success"]))]
             cells += list(zip(row["return"], row["success"], strict=True))
             print(f"{name:26} " + " ".join(f"{r:5.1f} / {s:4.2f}" for r, s in cells))
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

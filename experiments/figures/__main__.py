@@ -12,10 +12,15 @@ from pathlib import Path
 import matplotlib as mpl
 
 from experiments.config import RunFailed
-from experiments.figures import adaptation, families, goals, grasp, learning, paths
+from experiments.figures import adaptation, families, goals, grasp, kinds, learning, paths
 from jmql.settings import ConfigError
 
-PICTURES = {"learning": learning.draw, "adaptation": adaptation.draw, "families": families.draw}
+PICTURES = {
+    "learning": learning.draw,
+    "adaptation": adaptation.draw,
+    "kinds": kinds.draw,
+    "families": families.draw,
+}
 OF_RUNS = {"paths": paths.draw, "goals": goals.draw, "grasp": grasp.draw}
 USAGE = (
     f"usage: python -m experiments.figures [{' '.join(PICTURES)}], or"

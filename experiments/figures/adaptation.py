@@ -31,7 +31,7 @@ def draw(picture: Path) -> None:
     figure, axes = plt.subplots(2, len(files), figsize=size, layout="constrained", squeeze=False)
     for column, path in zip(axes.T, files, strict=True):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        _draw_shots(column[0], rows)
+        draw_shots(column[0], rows)
         column[0].set_title(path.stem, fontsize=10)
         _draw_map(column[1], [row for row in rows if row["adapted"] == "as set"])
         for axis in column:
@@ -59,7 +59,8 @@ def order(tasks: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(number), number
 
 
-def _draw_shots(axis: Any, rows: Rows) -> None:
+def draw_shots(axis: Any, rows: Rows) -> None:
+    """Draws the interquartile mean of returns over shots, a line a way to adapt."""
     seen = []
     for way, (label, color) in _WAYS.items():
         mine = [row for row in rows if row["adapted"] == way]
