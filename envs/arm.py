@@ -100,9 +100,9 @@ def _without(kind: int) -> tuple[Ranges, Ranges]:
 class ArmPick(Body):
     """Task: an object of a kind of its own, in shape, mass, friction, and in what crushes it.
 
-    Reward is 0.25 reach + 0.25 reach where both fingers touch + lift (1 - crush) - 0.25 crush,
-    each from 0 to 1. Everything moves in the x-z plane. The observation is of the hand and of a
-    marker on the object, which sits at an unknown place of its base.
+    Reward is (0.25 reach (1 + held) + lift) (1 - 0.4 crush), each from 0 to 1. Everything moves in
+    the x-z plane. The observation is of the hand and of a marker on the object, which sits at an
+    unknown place of its base.
     """
 
     worst_reward = 0.0
@@ -234,7 +234,7 @@ class ArmPick(Body):
         return jnp.stack([x + cos * point[0] - sin * point[1], z + sin * point[0] + cos * point[1]])
 
     def start(self, key: Array, task: Task) -> Any:
-        """The hand above the object, by 0.3 m, and open; both +- some cm."""
+        """The hand at x = 0 +- 3 cm, 0.3 m above the floor and open; the object at x +- 10 cm."""
         hand_key, object_key = jax.random.split(key)
         hand = jax.random.uniform(hand_key, (2,), minval=-0.03, maxval=0.03)
         x = jax.random.uniform(object_key, (1,), minval=-0.1, maxval=0.1)
@@ -275,7 +275,10 @@ class ArmPick(Body):
         )
 
     def touches(self, physics: Any) -> Array:
-        """Returns whether the left and the right finger are on the object, [2] bool."""
+        """Returns whether the left and the right finger are on the object, [2] bool.
+
+        By distance, for the sign of a contact flickers on MJX from step to step.
+        """
         gaps = [self.gap(physics, finger, "object") for finger in ("left", "right")]
         return jnp.stack(gaps) < _TOUCH
 
@@ -291,8 +294,8 @@ class ArmPick(Body):
         return jnp.where(self.touches(physics).all(), over, 0.0)
 
     def reward(self, before: Any, after: Any, action: Array, task: Task) -> Array:
-        """For being near where it is held best, for holding it, and for its height, unless it is
-        crushed.
+        """For being near where it is held best, for holding it, and for its height; less by up to
+        40 % where it is crushed.
         """
         away = jnp.linalg.norm(self.hand(after) - self.on_object(after, task["grasp"]))
         reach = 1.0 - jnp.tanh(8.0 * away)
@@ -306,7 +309,7 @@ class ArmPick(Body):
         return jnp.abs(self.position(physics)[5]) > _AWAY
 
     def extras(self, physics: Any, task: Task) -> dict[str, Array]:
-        """Whether it is lifted by 0.1 m and whole, and whether it is crushed."""
+        """Whether it is lifted by 0.1 m and is not being crushed, and whether it is."""
         crushed = self.crushing(physics, task) > 0.0
         success = (self.rise(physics, task) > _LIFTED) & ~crushed
         return {"success": success.astype(float), "crushed": crushed.astype(float)}

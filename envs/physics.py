@@ -211,8 +211,11 @@ class Body(Environment):
         inertia: Array,
         center: Array,
     ) -> Any:
-        """Returns the model with one body rebuilt, for mjx. Its joints must be plain hinges and
-        slides: of what MuJoCo derives when it compiles a model, only their inverse weight follows.
+        """Returns the model with one body rebuilt, for mjx.
+
+        Of what MuJoCo derives when it compiles a model only the inverse weight that contacts of
+        three dimensions read follows: the body may have no limits, no friction in its joints, and
+        no equality.
 
         Args:
             body: its name.
@@ -226,8 +229,7 @@ class Body(Environment):
         system = self._system
         index = system.mj_model.body(body).id
         geoms = np.flatnonzero(np.asarray(system.geom_bodyid) == index)
-        built = system.mj_model.body_mass[index], system.mj_model.body_inertia[index, 1]
-        weight = jnp.stack([built[0] / mass, built[1] / inertia[1]])
+        lighter = system.mj_model.body_mass[index] / mass
         return system.replace(
             geom_size=system.geom_size.at[geoms].set(size),
             geom_pos=system.geom_pos.at[geoms].set(place),
@@ -236,7 +238,7 @@ class Body(Environment):
             body_inertia=system.body_inertia.at[index].set(inertia),
             body_ipos=system.body_ipos.at[index].set(center),
             body_iquat=system.body_iquat.at[index].set(jnp.array([1.0, 0.0, 0.0, 0.0])),
-            body_invweight0=system.body_invweight0.at[index].multiply(weight),
+            body_invweight0=system.body_invweight0.at[index, 0].multiply(lighter),
         )
 
     def gap(self, physics: Any, geom: str, body: str) -> Array:

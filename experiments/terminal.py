@@ -287,8 +287,9 @@ def report(program: Program, runs: Mapping[Path, Sequence[Mapping[str, Any]]]) -
 
 def extras(row: Mapping[str, Any]) -> list[str]:
     """Returns what else the family reports of an evaluation, by a row that has one."""
-    pre = (name[5:-4] for name in row if name.startswith("eval/") and name.endswith("_pre"))
-    return sorted(name for name in pre if name != "return")
+    before = (x for x in row if x.startswith("eval/") and x.endswith("_pre"))
+    names = {x.removeprefix("eval/").removesuffix("_pre") for x in before}
+    return sorted(names - {"return"})
 
 
 def mean_and_spread(values: list[float], digits: int = 1) -> str:

@@ -3,9 +3,9 @@
 `python -m experiments.anchors.arm [OUT.json]` prints the table, in some minutes.
 """
 
-import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,14 @@ from jmql.types import Array, Key
 
 OBJECTS, FRESH = 64, 128  # that the compromise is chosen on, and that all are played on
 MANY, EPISODES = 256, 125  # objects that are played with at random, and episodes of each
+# Fixed plans: x from the marker and z of the hand (m), share of the largest force.
+GRID = (
+    (-0.06, -0.03, 0.0, 0.03),
+    (0.025, 0.04, 0.06, 0.08, 0.1, 0.13),
+    (0.05, 0.1, 0.2, 0.3, 0.5),
+)
 PARTS = ("near", "far", "neck", "handle")
+_CHUNK = 256  # of native MuJoCo's models at a time
 _GRIP, _STRIDE, _LOW, _HIGH = 20.0, 0.04, np.array([-0.22, 0.023]), np.array([0.22, 0.40])
 
 
@@ -34,6 +41,9 @@ class Plan(NamedTuple):
     press: Array  # [] share of the largest force
 
 
+Play = Callable[[Task, Plan, Key], dict[str, np.ndarray]]
+
+
 class Progress(NamedTuple):
     """Where a script is."""
 
@@ -42,7 +52,10 @@ class Progress(NamedTuple):
 
 
 def act(plan: Plan, at: Progress, hand: Array, marker_x: Array) -> tuple[Array, Progress]:
-    """Returns the action [3] of a script, and where it is then."""
+    """Returns the action [3] of a script, and where it is then.
+
+    It moves on when the hand is there, or after a second going down, or a third of one closing.
+    """
     phase = at.phase
     x = jnp.where(phase < 2, marker_x + plan.x, hand[0])
     z = jnp.stack([0.30, jnp.maximum(plan.z, 0.02), hand[1], 0.36])[phase]
@@ -61,25 +74,34 @@ def act(plan: Plan, at: Progress, hand: Array, marker_x: Array) -> tuple[Array, 
     return action, Progress(phase + done, jnp.where(done, 0, steps))
 
 
-def on_mjx(env: Any, tasks: Task, plans: Plan, key: Key) -> dict[str, np.ndarray]:
-    """Plays plans [N] on tasks [N]; returns `return`, `success` and `crushed`, [N] each."""
+def on_mjx(env: Any) -> Play:
+    """Returns what plays plans [N] on tasks [N], and returns `return`, `success` and `crushed`,
+    [N] each.
+    """
 
     def play(task: Task, plan: Plan, key: Key) -> Any:
         def step(carry: Any, _: None) -> Any:
-            state, at, on = carry
+            state, at, on, extras = carry
             marker = env.on_object(state.physics, jnp.stack([task["marker"], 0.0]))
             action, at = act(plan, at, env.hand(state.physics), marker[0])
             state = env.step(state, action)
             reward = jnp.where(on, state.reward, 0.0)
+            extras = jax.tree.map(lambda new, old: jnp.where(on, new, old), state.extras, extras)
             on &= ~(state.terminated | state.truncated)
-            return (state, at, on), (reward, state.blew_up)
+            return (state, at, on, extras), reward
 
-        begin = env.reset(key, task), Progress(jnp.int32(0), jnp.int32(0)), jnp.ones((), bool)
-        (state, _, _), (rewards, blew_up) = jax.lax.scan(step, begin, length=env.episode_length)
-        return {"return": rewards.sum(), "blew_up": blew_up.any()} | state.extras
+        state, at = env.reset(key, task), Progress(jnp.int32(0), jnp.int32(0))
+        begin = state, at, jnp.ones((), bool), state.extras
+        (_, _, _, extras), rewards = jax.lax.scan(step, begin, length=env.episode_length)
+        return {"return": rewards.sum()} | extras
 
-    keys = jax.random.split(key, len(tasks["mass"]))
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(play))(tasks, plans, keys))
+    compiled = jax.jit(jax.vmap(play))
+
+    def played(tasks: Task, plans: Plan, key: Key) -> dict[str, np.ndarray]:
+        found = compiled(tasks, plans, jax.random.split(key, len(plans.x)))
+        return {name: np.asarray(leaf) for name, leaf in found.items()}
+
+    return played
 
 
 class Native:
@@ -138,8 +160,8 @@ class Native:
             ]
         )
 
-    def step(self, action: np.ndarray) -> tuple[float, bool, bool]:
-        """Takes a control step; returns the reward, success and whether it is crushed."""
+    def step(self, action: np.ndarray) -> dict[str, Any]:
+        """Takes a control step; returns `reward`, `success`, `crushed` and `touch` [2]."""
         model, data, task = self.model, self.data, self.task
         target = np.clip(self.hand() + _STRIDE * action[:2], _LOW, _HIGH)
         x, z = target + np.array([0.45, 0.13 - 0.30])  # of the wrist from the shoulder
@@ -150,42 +172,58 @@ class Native:
         for substep in range(8):
             if substep == 7:  # contacts are those that the last substep begins with
                 mujoco.mj_kinematics(model, data)
-                touch = (self.gaps() < 0.001).all()
+                touch = self.gaps() < 0.001
             mujoco.mj_step(model, data)
         mujoco.mj_kinematics(model, data)
         center = task["center"]
         rise = self.on_object(np.array([0.0, center]))[1] - center
         reach = 1 - np.tanh(8 * np.linalg.norm(self.hand() - self.on_object(task["grasp"])))
         over = _GRIP * action[2] ** 2 / task["crush"] - 1
-        crush = float(np.clip(over, 0, 1)) if touch else 0.0
+        held = bool(touch.all())
+        crush = float(np.clip(over, 0, 1)) if held else 0.0
         lift = np.clip(rise / 0.12, 0, 1)
-        reward = (0.25 * reach + 0.25 * reach * touch + lift) * (1 - 0.4 * crush)
-        return float(reward), bool(rise > 0.1 and crush == 0), crush > 0
+        return {
+            "reward": (0.25 * reach * (1 + held) + lift) * (1 - 0.4 * crush),
+            "success": bool(rise > 0.1 and crush == 0),
+            "crushed": crush > 0,
+            "touch": touch,
+        }
 
 
-def in_mujoco(env: Any, tasks: Task, plans: Plan, key: Key) -> dict[str, np.ndarray]:
+def in_mujoco(env: Any) -> Play:
     """As `on_mjx`, from the same states, in native MuJoCo."""
-    count = len(tasks["mass"])
-    physics = jax.jit(jax.vmap(lambda key, task: env.reset(key, task).physics))(
-        jax.random.split(key, count), tasks
-    )
-    q, v = np.asarray(physics.q), np.asarray(physics.qd)
-    rows = [Native(jax.tree.map(lambda x, i=i: x[i], tasks)) for i in range(count)]
-    for i, row in enumerate(rows):
-        row.reset(q[i], v[i])
-    at = Progress(jnp.zeros(count, int), jnp.zeros(count, int))
-    on, total = np.ones(count, bool), np.zeros(count)
-    success, crushed = np.zeros(count), np.zeros(count)
+    reset = jax.jit(jax.vmap(lambda key, task: env.reset(key, task).physics))
     script = jax.jit(jax.vmap(act))
-    for _ in range(env.episode_length):
-        hands = np.array([row.hand() for row in rows])
-        markers = np.array([row.on_object(np.array([row.task["marker"], 0.0]))[0] for row in rows])
-        actions, at = script(plans, at, hands, markers)
-        for i in np.flatnonzero(on).tolist():
-            reward, success[i], crushed[i] = rows[i].step(np.clip(np.asarray(actions[i]), -1, 1))
-            total[i] += reward
-            on[i] = abs(rows[i].data.qpos[5]) <= 0.4
-    return {"return": total, "success": success, "crushed": crushed}
+
+    def some(tasks: Task, plans: Plan, q: np.ndarray, v: np.ndarray) -> dict[str, np.ndarray]:
+        count = len(q)
+        rows = [Native(jax.tree.map(lambda x, i=i: x[i], tasks)) for i in range(count)]
+        for row, position, velocity in zip(rows, q, v, strict=True):
+            row.reset(position, velocity)
+        at = Progress(jnp.zeros(count, int), jnp.zeros(count, int))
+        on = np.ones(count, bool)
+        found = {name: np.zeros(count) for name in ("return", "success", "crushed")}
+        for _ in range(env.episode_length):
+            hands = np.array([row.hand() for row in rows])
+            markers = [row.on_object(np.array([row.task["marker"], 0.0]))[0] for row in rows]
+            actions, at = script(plans, at, hands, np.array(markers))
+            for i in np.flatnonzero(on).tolist():
+                seen = rows[i].step(np.clip(np.asarray(actions[i]), -1, 1))
+                found["return"][i] += seen["reward"]
+                found["success"][i], found["crushed"][i] = seen["success"], seen["crushed"]
+                on[i] = abs(rows[i].data.qpos[5]) <= 0.4
+        return found
+
+    def played(tasks: Task, plans: Plan, key: Key) -> dict[str, np.ndarray]:
+        physics = reset(jax.random.split(key, len(plans.x)), tasks)
+        given = jax.tree.map(np.asarray, (tasks, plans, physics.q, physics.qd))
+        parts = [
+            some(*jax.tree.map(lambda x, i=i: x[i : i + _CHUNK], given))
+            for i in range(0, len(plans.x), _CHUNK)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return played
 
 
 def blow_ups(env: Any, objects: int, episodes: int) -> int:
@@ -224,42 +262,55 @@ def of_kind(env: Any, kind: int) -> Plan:
     return jax.tree.map(lambda x: x[0], right(jax.tree.map(lambda x: x[None], task)))
 
 
-def grid(count: int) -> Plan:
-    """Returns the compromises that are tried, each [P * count], for objects [count]."""
-    x, z, press = np.meshgrid(
-        [-0.06, -0.03, 0.0, 0.03], [0.025, 0.04, 0.06, 0.08, 0.1, 0.13], [0.1, 0.2, 0.3, 0.5]
-    )
-    return Plan(*(jnp.repeat(jnp.asarray(leaf.ravel(), float), count) for leaf in (x, z, press)))
+def everywhere(plan: Plan, count: int) -> Plan:
+    """Returns plans [P] for each of some objects, [P * count]."""
+    return Plan(*(jnp.repeat(jnp.atleast_1d(leaf), count) for leaf in plan))
 
 
-def table(env: Any, play: Any) -> dict[str, Any]:
+def repeated(tree: Any, times: int) -> Any:
+    """Returns leaves [N, ...] some times over."""
+    return jax.tree.map(lambda x: jnp.concatenate([x] * times), tree)
+
+
+def table(env: Any, play: Play) -> dict[str, Any]:
     """Returns return, success and crushed by script and kind, of fresh objects."""
+    seen = env.sample_tasks(jax.random.key(99), OBJECTS)
+    knows = right(seen)
+    x, z, press = (jnp.asarray(leaf.ravel(), float) for leaf in np.meshgrid(*GRID))
+    fixed = everywhere(Plan(x, z, press), OBJECTS)  # one plan for whatever comes
+    forces = [knows._replace(press=jnp.full(OBJECTS, force)) for force in GRID[2]]
+    tried = jax.tree.map(lambda *x: jnp.concatenate(x), fixed, *forces)
+    times = len(tried.x) // OBJECTS
+    earned = play(repeated(seen, times), tried, jax.random.key(98))["return"]
+    means = earned.reshape(times, OBJECTS).mean(1)
+    best = int(means[: len(x)].argmax())
+    force = GRID[2][int(means[len(x) :].argmax())]
+
     per_kind = [
         env.sample_tasks(jax.random.key(k), FRESH // len(KINDS), {"kind": (k, k + 1.0)})
         for k in range(len(KINDS))
     ]
     tasks = jax.tree.map(lambda *x: jnp.concatenate(x), *per_kind)
     count = len(tasks["mass"])
-    seen = env.sample_tasks(jax.random.key(99), OBJECTS)
-    plans = grid(OBJECTS)
-    tried = len(plans.x) // OBJECTS
-    repeated = jax.tree.map(lambda x: jnp.concatenate([x] * tried), seen)
-    found = play(env, repeated, plans, jax.random.key(98))["return"].reshape(tried, OBJECTS)
-    chosen = jax.tree.map(lambda x: x.reshape(tried, OBJECTS)[found.mean(1).argmax(), 0], plans)
-    everywhere = functools.partial(jax.tree.map, lambda x: jnp.full(count, x))
-    knows = right(tasks)
+    compromise, knows = Plan(x[best], z[best], press[best]), right(tasks)
     scripts = {
         "knows all": knows,
-        "knows all but the force": knows._replace(press=jnp.full(count, 0.2)),
+        "knows all but the force": knows._replace(press=jnp.full(count, force)),
         "knows all but the marker": knows._replace(x=tasks["grasp"][:, 0]),
-        "best compromise": everywhere(chosen),
+        "best of all fixed plans": everywhere(compromise, count),
     }
-    scripts |= {f"as for a {kind}": everywhere(of_kind(env, k)) for k, kind in enumerate(KINDS)}
-    rows: dict[str, Any] = {"compromise": {k: float(v) for k, v in chosen._asdict().items()}}
-    for name, plans in scripts.items():
-        played = play(env, tasks, plans, jax.random.key(7))
+    scripts |= {
+        f"as for a {kind}": everywhere(of_kind(env, k), count) for k, kind in enumerate(KINDS)
+    }
+    plans = jax.tree.map(lambda *x: jnp.concatenate(x), *scripts.values())
+    played = play(repeated(tasks, len(scripts)), plans, jax.random.key(7))
+    rows: dict[str, Any] = {
+        "plan": [round(float(leaf), 3) for leaf in compromise],
+        "force": force,
+    }
+    for i, name in enumerate(scripts):
         rows[name] = {
-            what: [round(float(x), 3) for x in values.reshape(len(KINDS), -1).mean(1)]
+            what: values.reshape(len(scripts), len(KINDS), -1)[i].mean(1).round(3).tolist()
             for what, values in played.items()
         }
     return rows
@@ -269,7 +320,7 @@ def main() -> None:
     """Prints the tables, and writes them."""
     devices.prepare(1)
     env = envs.make("arm_pick")
-    found = {"mjx": table(env, on_mjx), "native": table(env, in_mujoco)}
+    found = {"mjx": table(env, on_mjx(env)), "native": table(env, in_mujoco(env))}
     steps = MANY * EPISODES * env.episode_length
     found["random"] = {"steps": steps, "blew_up": blow_ups(env, MANY, EPISODES)}
     print(f"random play of {MANY} objects: {found['random']}")
@@ -277,7 +328,8 @@ def main() -> None:
         Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")
     for engine in ("mjx", "native"):
         rows = found[engine]
-        print(f"\n{engine}: compromise {rows.pop('compromise')}")
+        plan, force = rows.pop("plan"), rows.pop("force")
+        print(f"\n{engine}: the best plan is {plan} (x, z, force), the best force {force}")
         print(f"{'return / success':26} {'all':>12} " + " ".join(f"{kind:>12}" for kind in KINDS))
         for name, row in rows.items():
             cells = [(np.mean(row["return"]), np.mean(row["success"]))]

@@ -42,7 +42,8 @@ def draw(folder: Path, picture: Path) -> None:
     for k, kind in enumerate(KINDS):
         for row, when in enumerate(("before", "after")):
             axis = axes[row, k]
-            shapes = Shapes(*(seen[name][k, row, -1] for name in ("ends", "radius", "corners")))
+            end = seen["alive"][k, row].sum() - 1
+            shapes = Shapes(*(seen[name][k, row, end] for name in ("ends", "radius", "corners")))
             arm = len(shapes.radius) - PARTS
             draw_body(axis, eye, shapes, np.zeros(2), [BODY] * arm + [OBJECT] * PARTS)
             axis.plot([-WIDE / 2, WIDE / 2], [0, 0], color="#94a3b8", lw=0.8)

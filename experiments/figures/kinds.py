@@ -14,14 +14,16 @@ _USED = "#c2410c"
 
 def reuse(rows: adaptation.Rows) -> np.ndarray:
     """Returns how many times its share of the training tasks each kind has of the weights of
-    replay, [kinds], in the mean over seeds and new tasks; NaN where no task is of the kind.
+    replay, [kinds], in the mean over seeds and new tasks; NaN where no seed has a task of the kind.
     """
     shares = []
     for row in rows:
         kinds = np.array(row["train_tasks"]["kind"]).astype(int)
         weights = np.mean(row["tasks/reuse"], axis=0)
         shares.append([_times(weights[kinds == k], len(kinds)) for k in range(len(KINDS))])
-    return np.array(np.mean(shares, axis=0))
+    table = np.array(shares)
+    some = np.isfinite(table).any(0)
+    return np.where(some, np.nanmean(np.where(some, table, 0.0), axis=0), np.nan)
 
 
 def _times(weights: np.ndarray, of: int) -> float:
