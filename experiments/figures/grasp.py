@@ -1,4 +1,4 @@
-"""Draws how an arm picks up one object of each kind, before and after adaptation."""
+"""Draws how an arm picks up one object of each kind, before and after it adapts to it."""
 
 import dataclasses
 from pathlib import Path
@@ -17,6 +17,7 @@ from jmql.settings import ConfigError
 
 OBJECT, QUIET = "#c2410c", "#475569"
 PARTS = 4  # capsules of the object, the last of the model
+SHOTS = 10  # of adaptation
 WIDE, HIGH = 1.15, 1.0  # of a frame (m)
 
 
@@ -24,7 +25,9 @@ def draw(folder: Path, picture: Path) -> None:
     """Draws the end of an episode with an object of each kind, of a run of `arm_pick`."""
     import matplotlib.pyplot as plt
 
-    program = run.load(folder, dataclasses.replace(run.read_config(folder), devices=1))
+    config = run.read_config(folder)
+    adapt = dataclasses.replace(config.adapt, shots=SHOTS)
+    program = run.load(folder, dataclasses.replace(config, adapt=adapt, devices=1))
     env = program.env
     if not isinstance(env, ArmPick):
         raise ConfigError(f"{folder} is a run of {program.config.task}; valid: of arm_pick")
@@ -40,7 +43,7 @@ def draw(folder: Path, picture: Path) -> None:
     eye = camera(0.0, 0.0)
     trained = set(np.asarray(program.train_tasks["kind"]).astype(int).tolist())
     for k, kind in enumerate(KINDS):
-        for row, when in enumerate(("before", "after")):
+        for row, when in enumerate(("before", f"after {SHOTS} episodes")):
             axis = axes[row, k]
             end = seen["alive"][k, row].sum() - 1
             shapes = Shapes(*(seen[name][k, row, end] for name in ("ends", "radius", "corners")))
