@@ -18,7 +18,7 @@ from jmql.settings import ConfigError
 OBJECT, QUIET = "#c2410c", "#475569"
 PARTS = 4  # capsules of the object, the last of the model
 SHOTS = 10  # of adaptation
-WIDE, HIGH = 1.15, 1.0  # of a frame (m)
+WIDE, HIGH = 0.95, 0.7  # of a frame (m)
 
 
 def draw(folder: Path, picture: Path) -> None:
@@ -39,7 +39,7 @@ def draw(folder: Path, picture: Path) -> None:
     tasks = jax.tree.map(lambda *x: jnp.concatenate(x), *drawn)
     seen = episodes.play(program, state, tasks, derive(state.key, "grasps"))
     returns = np.where(seen["alive"], seen["reward"], 0.0).sum(-1)
-    figure, axes = plt.subplots(2, len(KINDS), figsize=(10, 4.1), sharex=True, sharey=True)
+    figure, axes = plt.subplots(2, len(KINDS), figsize=(10, 3.9), sharex=True, sharey=True)
     eye = camera(0.0, 0.0)
     trained = set(np.asarray(program.train_tasks["kind"]).astype(int).tolist())
     for k, kind in enumerate(KINDS):

@@ -30,6 +30,7 @@ def draw(picture: Path) -> None:
     A line is the mean over seeds, and a band reaches from the lowest seed to the highest.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     files = {(path.stem, name): path for name in _COLORS for path in _files(name)}
     tasks = sorted({task for task, _ in files})
@@ -44,6 +45,7 @@ def draw(picture: Path) -> None:
         column[0].set_xlabel("environment steps (thousands)", fontsize=8)
         column[1].set_xlabel("minutes, without compiling", fontsize=8)
         column[1].set_xscale("log")
+        column[1].xaxis.set_minor_formatter(NullFormatter())  # within a decade they would overlap
         for axis, corner in zip(column, ("lower right", "upper left"), strict=True):
             axis.tick_params(labelsize=8)
             axis.spines[["top", "right"]].set_visible(False)
