@@ -227,3 +227,28 @@ def test_a_split_holds_one_kind_out(kind):
     assert set(drawn) == set(range(len(KINDS))) - {kind}
     assert set(np.asarray(env.sample_tasks(jax.random.key(1), 8, held_out)["kind"])) == {kind}
     assert env.splits["ood"] == env.splits["no_bottle"]
+
+
+def test_what_an_object_is_made_of_is_drawn_from_its_ranges():
+    """Of rods, whose width and height show in each capsule."""
+    env = envs.make("arm_pick")
+    some = {name: (low + 0.2 * (high - low), high) for name, (low, high) in env.ranges.items()}
+    some["kind"] = (3.0, 4.0)
+    tasks = env.sample_tasks(jax.random.key(0), 300, some)
+    tasks = {name: np.asarray(leaf) for name, leaf in tasks.items()}
+    holds = tasks["mass"] * 9.81 / (2 * tasks["friction"])
+    drawn = {
+        "kind": tasks["kind"] + 0.5,
+        "width": tasks["place"][:, 1, 0] / 0.012,
+        "height": tasks["size"][:, 0, 1] / 0.012,
+        "marker": tasks["marker"],
+        "log_mass": np.log(tasks["mass"]),
+        "friction": tasks["friction"],
+        "strength": (tasks["crush"] - 1.5) / holds,
+    }
+    assert drawn.keys() == env.ranges.keys()
+    for name, values in drawn.items():
+        low, high = some[name]
+        slack = 0.03 * (high - low) if name != "kind" else 0.5
+        assert low - 1e-3 <= values.min() <= low + slack
+        assert high - slack <= values.max() <= high + 1e-3
