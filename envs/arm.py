@@ -227,6 +227,11 @@ class ArmPick(Body):
             ]
         )
 
+    def torso(self, physics: Any) -> Array:
+        """The hand, in the world, [3] (m): what is followed in pictures."""
+        x, z = self.hand(physics)
+        return jnp.stack([x, jnp.zeros(()), z])
+
     def on_object(self, physics: Any, point: Array) -> Array:
         """Returns where a point [2] of the object's frame is, [2] (m)."""
         x, z, pitch = self.position(physics)[5:]

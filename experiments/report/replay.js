@@ -4,7 +4,13 @@ for (const place of document.querySelectorAll('.replay')) {
   const { tasks, seconds } = JSON.parse(place.querySelector('script').textContent);
   const canvas = place.querySelector('canvas'), pen = canvas.getContext('2d');
   const [task, play, slider] = ['select', 'button', 'input'].map(name => place.querySelector(name));
-  let turn = -1.2, tilt = 0.3, frame = 0, playing = false, last = 0;
+  const all = tasks.flatMap(one => one.episodes).flatMap(episode => episode.frames);
+  // What moves in a plane is seen from its side; and a small body from near.
+  let turn = all.every(one => one.place[1] === 0) ? -0.3 : -1.2;
+  const reach = Math.max(...all.slice(0, 1).flatMap(({ place, ends }) =>
+    ends.flat().map(([x, y, z]) => Math.hypot(x - place[0], y - place[1], z))));
+  const view = Math.min(4.2, 2.6 * reach || 4.2);  // m from edge to edge
+  let tilt = 0.3, frame = 0, playing = false, last = 0;
 
   function project(point, centre) {
     const x = point[0] - centre[0], y = point[1] - centre[1], z = point[2];
@@ -18,7 +24,7 @@ for (const place of document.querySelectorAll('.replay')) {
     pen.scale(ratio, ratio);
     const style = getComputedStyle(document.documentElement);
     const [ink, line] = ['--quiet', '--line'].map(name => style.getPropertyValue(name).trim());
-    const episodes = tasks[task.value].episodes, size = Math.min(width / 2, height * 1.3) / 4.2;
+    const episodes = tasks[task.value].episodes, size = Math.min(width / 2, height * 1.3) / view;
     episodes.forEach((episode, side) => {
       const at = Math.min(frame, episode.frames.length - 1), now = episode.frames[at];
       const centre = now.place, left = width * (0.25 + side / 2), floor = height * 0.72;
