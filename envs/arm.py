@@ -55,7 +55,7 @@ def _ball(width: Array, height: Array) -> Shape:  # noqa: ARG001
 
 
 def _mug(width: Array, height: Array) -> Shape:
-    """Too wide for the gripper: held by the rim that has no handle."""
+    """Too wide for the gripper: held best by the rim that has no handle."""
     apart, radius, half = 0.062 * width, 0.007, 0.035 * height
     rim = 2 * (half + radius)
     handle = (0.006, 0.018 * height, apart + 0.02, half + radius)
@@ -144,13 +144,12 @@ class ArmPick(Body):
         "ood": _without(KINDS.index("bottle")),
         **{f"no_{kind}": _without(i) for i, kind in enumerate(KINDS)},
     }
-    caption = "pick up an object\nof another shape"
     body = "arm"
     model = Path(__file__).parent / "assets/arm.xml"
     engines: ClassVar = {"mjx": Engine(timestep=0.005, substeps=8)}
     action_size = 3
 
-    def __init__(self, backend: str = "mjx", episode_length: int = 80, observe_task: bool = False):
+    def __init__(self, backend: str, episode_length: int = 80, observe_task: bool = False):
         super().__init__(backend, episode_length=episode_length, observe_task=observe_task)
 
     @classmethod

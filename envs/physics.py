@@ -1,4 +1,4 @@
-"""Bodies and the engines that move them: the only file that imports brax, mujoco or gymnasium.
+"""Bodies and the engines that move them: alone in `envs` it imports brax, mujoco or gymnasium.
 
 A family sees its physics through the methods of `Body`, and is written once for every backend. An
 engine is imported when a body is made, so that a family can be read without.

@@ -183,7 +183,7 @@ def _evaluate(
         [*stages, "gain", "worst fifth"],
         [(name, _cells(result, [*stages.values()])) for name, (_, result) in ways.items()],
     )
-    for extra in terminal.extras(_rows(program, as_set, {})[0]):
+    for extra in terminal.extras(as_set.metrics):
         at = [stage.replace("return", extra) for stage in stages.values()]
         means = [
             (way, [f"{result.metrics[stage].mean():.2f}" for stage in at])

@@ -267,7 +267,10 @@ def report(program: Program, runs: Mapping[Path, Sequence[Mapping[str, Any]]]) -
             lines.append((name, cells(0, "tasks", lambda x, k=k: x[k])))
         worst = mean_and_spread([row[f"eval/{program.stages[-1]}_p20"] for row in every])
         lines.append(("worst fifth", [""] * len(stages) + [worst]))
-        lines += [(name, cells(0, "eval", of=name, digits=2)) for name in extras(every[0])]
+        # What a family reports may be newer than a run's first rows.
+        common = set.intersection(*({*row} for rows in ends[0] for row in rows))
+        named = extras(x.removeprefix("eval/") for x in common if x.startswith("eval/"))
+        lines += [(name, cells(0, "eval", of=name, digits=2)) for name in named]
     table(
         f"return on {config.tasks.held_out} held-out tasks after {every[0]['env_steps']:,} steps"
         + (f", mean ± std over {seeds} seeds" if seeds > 1 else ""),
@@ -285,11 +288,11 @@ def report(program: Program, runs: Mapping[Path, Sequence[Mapping[str, Any]]]) -
     warn_of_troubles(training, evaluation, failed, of_tasks, names, program.env)
 
 
-def extras(row: Mapping[str, Any]) -> list[str]:
-    """Returns what else the family reports of an evaluation, by a row that has one."""
-    before = (x for x in row if x.startswith("eval/") and x.endswith("_pre"))
-    names = {x.removeprefix("eval/").removesuffix("_pre") for x in before}
-    return sorted(names - {"return"})
+def extras(metrics: Iterable[str]) -> list[str]:
+    """Returns what else than returns the family reports, by the names of an evaluation's metrics,
+    such as `success_pre`.
+    """
+    return sorted({x.removesuffix("_pre") for x in metrics if x.endswith("_pre")} - {"return"})
 
 
 def mean_and_spread(values: list[float], digits: int = 1) -> str:

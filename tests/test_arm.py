@@ -66,6 +66,17 @@ def native_observation(native):
     return np.concatenate(shown)
 
 
+def held(env):
+    return objects(env, marker=0.01)
+
+
+def natives():
+    """Returns the five in native MuJoCo."""
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        tasks = jax.tree.map(np.asarray, held(envs.make("arm_pick")))
+    return [scripts.Native(jax.tree.map(lambda x, i=i: x[i], tasks)) for i in range(len(KINDS))]
+
+
 @functools.cache
 def grasp(press):
     """Plays the right script on an object of each kind in float64, in both simulators.
@@ -75,15 +86,13 @@ def grasp(press):
     """
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         env = envs.make("arm_pick")
-        tasks = objects(env, marker=0.01)
+        tasks = held(env)
         plans = scripts.right(tasks)
         if press is not None:
             plans = plans._replace(press=jnp.full(len(KINDS), press))
         (q, qd), ours = trace(env, tasks, plans)
-        tasks = jax.tree.map(np.asarray, tasks)
     theirs = []
-    for i in range(len(KINDS)):
-        native = scripts.Native(jax.tree.map(lambda x, i=i: x[i], tasks))
+    for i, native in enumerate(natives()):
         native.model.opt.tolerance = 0.0  # as many iterations as MJX takes
         native.reset(q[i], qd[i])
         seen = []
@@ -107,6 +116,12 @@ def test_a_grasp_of_every_kind_is_that_of_native_mujoco():
         assert 5 < first < 40
         for name in ("q", "qd", "reward", "observation"):
             assert np.abs(ours[name][i, :first] - theirs[name][i, :first]).max() < 1e-12
+    for i, native in enumerate(natives()):  # what is seen of a held object, wherever it is
+        for t in (40, 60, 79):
+            native.reset(ours["q"][i, t], ours["qd"][i, t])
+            np.testing.assert_allclose(
+                ours["observation"][i, t], native_observation(native), atol=1e-9
+            )
     assert np.abs(ours["q"] - theirs["q"]).max() < 0.02
     assert (ours["touch"] != theirs["touch"]).any(-1).sum(1).max() <= 2  # of 80 steps
     assert (ours["touch"].all(-1).sum(1) > 30).all()

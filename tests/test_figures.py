@@ -153,3 +153,5 @@ def test_reuse_by_kind_is_what_its_tasks_weigh_over_what_even_reuse_gives():
     times = kinds.reuse([row, row])
     np.testing.assert_allclose(times[:2], [1.6, 0.4])
     assert np.isnan(times[2:]).all()
+    other = row | {"train_tasks": {"kind": [0.0, 0.0, 0.0, 2.0]}}  # a seed that has drawn no mug
+    np.testing.assert_allclose(kinds.reuse([row, other])[:3], [(1.6 + 4 / 3) / 2, 0.4, 0.0])

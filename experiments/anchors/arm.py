@@ -237,8 +237,9 @@ def blow_ups(env: Any, objects: int, episodes: int) -> int:
             states = jax.vmap(env.step)(states, actions)
             return states, states.blew_up.sum()
 
-        first = jax.vmap(env.reset)(jax.random.split(key, objects), tasks)
-        return jax.lax.scan(step, first, jax.random.split(key, env.episode_length))[1].sum()
+        reset_key, step_key = jax.random.split(key)
+        first = jax.vmap(env.reset)(jax.random.split(reset_key, objects), tasks)
+        return jax.lax.scan(step, first, jax.random.split(step_key, env.episode_length))[1].sum()
 
     keys = jax.random.split(jax.random.key(1), episodes)
     return int(jax.jit(lambda keys: jax.lax.map(play, keys).sum())(keys))

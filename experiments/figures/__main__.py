@@ -2,8 +2,9 @@
 
 Run with `python -m experiments.figures` for all that need no more than what is committed (some
 minutes, for the most part to compile MJX), or with names to draw some of them. `python -m
-experiments.figures paths RUN PICTURE` draws where the ants of a run walk, and `goals RUN PICTURE`
-how its points adapt; runs are not committed.
+experiments.figures paths RUN PICTURE` draws where the ants of a run walk, `goals RUN PICTURE` how
+its points adapt, and `grasp RUN PICTURE` how its arm picks up an object of each kind; runs are not
+committed.
 """
 
 import sys

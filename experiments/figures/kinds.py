@@ -21,9 +21,7 @@ def reuse(rows: adaptation.Rows) -> np.ndarray:
         kinds = np.array(row["train_tasks"]["kind"]).astype(int)
         weights = np.mean(row["tasks/reuse"], axis=0)
         shares.append([_times(weights[kinds == k], len(kinds)) for k in range(len(KINDS))])
-    table = np.array(shares)
-    some = np.isfinite(table).any(0)
-    return np.where(some, np.nanmean(np.where(some, table, 0.0), axis=0), np.nan)
+    return np.ma.masked_invalid(shares).mean(axis=0).filled(np.nan)
 
 
 def _times(weights: np.ndarray, of: int) -> float:

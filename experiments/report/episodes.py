@@ -116,11 +116,8 @@ def _episode(
 def _of_body(env: Any, row: Any) -> dict[str, Array]:
     """Where a body is: a point, by what it observes, or the shapes of a model."""
     if hasattr(env, "shapes"):
-        shapes, torso = (
-            env.shapes(row.env_state.physics, row.env_state.task),
-            env.torso(row.env_state.physics),
-        )
-        return {"place": torso[:2]} | shapes._asdict()
+        physics, task = row.env_state.physics, row.env_state.task
+        return {"place": env.torso(physics)[:2]} | env.shapes(physics, task)._asdict()
     if env.body == "point":
         return {"place": row.env_state.observation[:2]}
     return {}
