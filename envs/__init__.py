@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from envs.base import Environment
 
 FAMILIES = {
+    "ant": "envs.single:Ant",
     "ant_dir": "envs.ant:AntDir",
     "ant_goal": "envs.ant:AntGoal",
     "arm_pick": "envs.arm:ArmPick",
     "cheetah_dir": "envs.cheetah:CheetahDir",
     "cheetah_vel": "envs.cheetah:CheetahVel",
+    "half_cheetah": "envs.single:HalfCheetah",
+    "hopper": "envs.single:Hopper",
+    "humanoid": "envs.single:Humanoid",
     "humanoid_dir": "envs.humanoid:HumanoidDir",
     "point_goal": "envs.point:PointGoal",
     "point_sparse": "envs.point:PointSparse",
+    "walker2d": "envs.single:Walker2d",
     "walker_params": "envs.walker:WalkerParams",
 }
 

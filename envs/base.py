@@ -55,7 +55,7 @@ class Environment(abc.ABC):
     """
 
     backends: ClassVar[tuple[str, ...]] = ("none",)  # physics engines, the default first
-    body: ClassVar[str] = ""  # families of one body share its physics
+    body: ClassVar[str] = ""  # families of one body share its model
     parameters: ClassVar[Mapping[str, str]] = {}  # meaning (unit) of a task's leaves and ranges
     ranges: ClassVar[Ranges] = {}  # the benchmark's own
     limits: ClassVar[Ranges] = {}  # by parameter: the widest range that makes sense

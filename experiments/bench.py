@@ -158,7 +158,7 @@ def measurements(parts: Sequence[str], repeats: int) -> Iterator[Row]:
                 for program in alone_and_together(_rows(config, rows)):
                     measured = collection(program, repeats)
                     yield "physics", f"{task} {backend}", f"{rows} rows", measured
-    for task in envs.FAMILIES if "cycle" in parts else ():
+    for task in _families() if "cycle" in parts else ():
         for profile in presets.profiles(task):
             if profile == "tuned":  # the same shapes as `quick`
                 continue
@@ -302,10 +302,15 @@ def alone_and_together(config: RunConfig) -> list[Program]:
     return [build(dataclasses.replace(config, devices=1)), together]
 
 
+def _families() -> list[str]:
+    """Returns what has several tasks."""
+    return [task for task in envs.FAMILIES if envs.load(task).parameters]
+
+
 def _bodies() -> list[str]:
     """Returns a family of each body: those of one body share its physics."""
     first: dict[str, str] = {}
-    for task in envs.FAMILIES:
+    for task in _families():
         first.setdefault(envs.load(task).body, task)
     return list(first.values())
 

@@ -18,6 +18,8 @@ from envs.probes import Probe
 from experiments import terminal
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Families of one task, all in one file, whatever their bodies.
+SINGLE = [name for name, path in envs.FAMILIES.items() if path.startswith("envs.single:")]
 NO_ENGINE = [name for name in envs.FAMILIES if envs.load(name).backends == ("none",)]
 PAGE = (ROOT / "docs/add_a_family.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
@@ -41,11 +43,13 @@ def test_a_family_says_what_others_need_to_know(name):
     env = envs.make(name)
     tasks = env.sample_tasks(jax.random.key(0), 3)
     assert env.body
-    assert env.parameters.keys() == tasks.keys() | env.ranges.keys()
+    named = {leaf for leaf, values in tasks.items() if values.size}  # a lone task has none
+    assert env.parameters.keys() == named | env.ranges.keys()
     assert all(env.parameters.values())
+    assert bool(named) == (name not in SINGLE)
     titles = terminal.task_names(env, tasks)
     assert all(1 <= len(title) <= 40 for title in titles)
-    assert len(set(titles)) >= 2
+    assert len(set(titles)) == 1 if name in SINGLE else len(set(titles)) >= 2
     assert (env.film is None) == (name in [*NO_ENGINE, "arm_pick"])  # which has its own picture
     if env.film is not None:
         assert env.caption
@@ -70,10 +74,15 @@ def test_ranges_are_within_their_limits(name):
 
 
 def test_families_of_one_body_are_those_of_one_file():
-    files = {name: path.partition(":")[0] for name, path in envs.FAMILIES.items()}
-    bodies = {name: envs.load(name).body for name in envs.FAMILIES}
+    """Single tasks have a file of their own; where the body is another file's, so is the model."""
+    families = {x: path for x, path in envs.FAMILIES.items() if x not in SINGLE}
+    files = {name: path.partition(":")[0] for name, path in families.items()}
+    bodies = {name: envs.load(name).body for name in families}
     assert len(set(bodies.values())) == len(set(files.values()))
     assert len(set(zip(bodies.values(), files.values(), strict=True))) == len(set(files.values()))
+    engines = [envs.load(name) for name in envs.FAMILIES if name not in NO_ENGINE]
+    models = {(family.body, family.model) for family in engines}
+    assert len(models) == len({body for body, _ in models}) == len({model for _, model in models})
 
 
 @pytest.mark.parametrize("name", [*NO_ENGINE, "my_family:PointLine"])
@@ -177,10 +186,13 @@ def test_a_family_may_lie_in_a_package_of_the_current_folder(folder):
     [
         (
             "ant_dri",
-            r"no task family 'ant_dri'; did you mean ant_dir\? valid: ant_dir, .*:MyFamily",
+            r"no task family 'ant_dri'; did you mean ant_dir\? valid: ant, ant_dir, .*:MyFamily",
         ),
-        ("antimony", r"no task family 'antimony'; .*valid: ant_dir, .*my_package.my_file:MyFamily"),
-        ("", r"no task family ''; valid: ant_dir"),
+        (
+            "antimony",
+            r"no task family 'antimony'; .*valid: ant, ant_dir, .*my_package.my_file:MyFamily",
+        ),
+        ("", r"no task family ''; valid: ant, ant_dir"),
         ("nowhere:PointLine", r"No module named 'nowhere'; valid: my_package.my_file:MyFamily"),
         ("my_family.py:PointLine", r"'my_family.py'.*without .py"),
         (":PointLine", r"cannot be imported.*valid: my_package"),
@@ -225,7 +237,7 @@ import sys, envs
 assert len(envs.FAMILIES) >= 8
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"jax", "flax", "brax", "mujoco", "gymnasium"}, loaded
-assert [envs.load(name).backends for name in envs.FAMILIES][0][0] == "spring"
+assert {name: envs.load(name).backends for name in envs.FAMILIES}["ant_dir"][0] == "spring"
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"brax", "mujoco", "gymnasium", "jmql", "experiments"}, loaded
 """

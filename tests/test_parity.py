@@ -13,9 +13,11 @@ import functools
 import importlib.util
 import itertools
 import pathlib
+import warnings
 from typing import ClassVar
 from unittest import mock
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -58,6 +60,8 @@ BODIES = {
     "ant_goal": ANT,
     "humanoid_dir": HUMANOID,
     "walker_params": WALKER,
+    "hopper": Facts("hopper.xml", 0.002, 4, RK4, 0.005),
+    "walker2d": dataclasses.replace(WALKER, timestep=0.002),
 }
 
 
@@ -122,8 +126,9 @@ def native_observation(family: str, s: dict[str, np.ndarray]) -> np.ndarray:
         "humanoid_dir": (
             *(q[:, 2:], v, flat["cinert"], flat["cvel"], s["qfrc_actuator"], flat["cfrc_ext"]),
         ),
-        "walker_params": (q[:, 1:], np.clip(v, -10, 10)),
-    }[family]
+    }
+    parts |= dict.fromkeys(("walker_params", "walker2d", "hopper"), (q[:, 1:], np.clip(v, -10, 10)))
+    parts = parts[family]
     return np.concatenate(parts, -1)
 
 
@@ -149,7 +154,7 @@ def native_reward(
         return -np.abs(s["torso"][1:, :2] - task["goal"]).sum(-1) - 0.1 * cost
     if family == "humanoid_dir":
         return 0.25 * along(s["com"]) / 0.003 - 0.1 * 0.4**2 * cost + 5
-    return speed + 1 - 0.001 * cost  # walker_params
+    return speed + 1 - 0.001 * cost  # walkers and hopper
 
 
 # --- Our environments.
@@ -279,6 +284,67 @@ def same_body(played: Play, family: str, tolerance: float, steps: slice) -> None
     observation, reward = errors(other)
     assert observation[steps].max() < tolerance
     assert reward[steps].max() < tolerance
+
+
+# --- Single tasks, against Gymnasium's own environments.
+
+# Their names there, and on what they are played: families of a body share its physics.
+SINGLE = {
+    "half_cheetah": ("HalfCheetah-v4", ("cheetah_vel", 64, 50, 4, 0.4)),
+    "hopper": ("Hopper-v4", ("hopper", 64, 50, 4, 1.2, True)),
+    "walker2d": ("Walker2d-v4", ("walker2d", 64, 50, 4, 1.2, True)),
+    "ant": ("Ant-v4", ("ant_dir", 64, 30, 4, 1.2, True)),
+    "humanoid": ("Humanoid-v4", ("humanoid_dir", 64, 30, 4, 1.2, True)),
+}
+
+
+def gymnasium_play(name, qpos, qvel, actions):
+    """Plays actions [T, A] in [-1, 1]; returns observations [T+1], rewards and ends [T]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is a version 5
+        env = gymnasium.make(name).unwrapped
+    env.model.opt.solver, env.model.opt.tolerance = mujoco.mjtSolver.mjSOL_NEWTON, 1e-14
+    env.set_state(qpos, qvel)
+    low, high = env.model.actuator_ctrlrange.T
+    seen, earned, ended = [env._get_obs()], [], []
+    for action in np.clip(actions, -1, 1):
+        observation, reward, terminated, *_ = env.step(low + (action + 1) / 2 * (high - low))
+        seen.append(observation)
+        earned.append(reward)
+        ended.append(terminated)
+    return np.array(seen), np.array(earned), np.array(ended)
+
+
+@pytest.mark.parametrize("family", SINGLE)
+def test_single_tasks_are_those_of_gymnasium(family):
+    """But that the humanoid's contact forces, the last 84 that it sees, are zeros."""
+    name, what = SINGLE[family]
+    played = play(*what)
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        env = envs.make(family, "mjx")
+        assert env.episode_length == gymnasium.spec(name).max_episode_steps
+        task = env.sample_tasks(jax.random.key(0), len(played.native))
+        before, after = (
+            jax.tree.map(lambda x, cut=cut: x[cut], played.physics)
+            for cut in (slice(-1), slice(1, None))
+        )
+        actions = jnp.clip(jnp.asarray(played.actions), -1, 1)
+        reward = jax.vmap(jax.vmap(env.reward), (0, 0, 0, None))(before, after, actions, task)
+        observation = jax.vmap(jax.vmap(env.observe), (0, None))(played.physics, task)
+        unhealthy = jax.vmap(jax.vmap(env.unhealthy))(after)
+    compared = slice(0, -84 if family == "humanoid" else None)
+    ends = 0
+    for row in range(len(played.native)):
+        start = (np.asarray(x[0, row]) for x in (played.physics.q, played.physics.qd))
+        seen, earned, ended = gymnasium_play(name, *start, played.actions[:, row].astype(float))
+        assert observation[:, row].shape == seen.shape
+        np.testing.assert_allclose(
+            observation[:, row, compared], seen[:, compared], rtol=0, atol=1e-8
+        )
+        np.testing.assert_allclose(reward[:, row], earned, rtol=0, atol=1e-8)
+        np.testing.assert_array_equal(unhealthy[:, row], ended)
+        ends += ended.any()
+    assert (ends > 0) == (family not in ("half_cheetah", "ant"))
 
 
 # --- MJX finds contacts otherwise than native MuJoCo in two ways: it adds 1e-6 to denominators of
@@ -507,7 +573,9 @@ def test_a_free_box_of_a_model_of_ones_own_is_that_of_native_mujoco(
 # --- How many contacts are kept.
 
 
-@pytest.mark.parametrize("family", ["cheetah_dir", "ant_dir", "humanoid_dir", "walker_params"])
+@pytest.mark.parametrize(
+    "family", ["cheetah_dir", "ant_dir", "humanoid_dir", "walker_params", "hopper", "walker2d"]
+)
 def test_bodies_never_have_more_contacts_than_are_kept(family, rank_promotion):
     body, kept = BODIES[family], envs.load(family).engines["mjx"].contacts
     model, random = native_model(body), np.random.default_rng(0)
@@ -532,7 +600,9 @@ def test_bodies_never_have_more_contacts_than_are_kept(family, rank_promotion):
 # --- Where an episode begins.
 
 
-@pytest.mark.parametrize("family", ["cheetah_vel", "ant_dir", "humanoid_dir", "walker_params"])
+@pytest.mark.parametrize(
+    "family", ["cheetah_vel", "ant_dir", "humanoid_dir", "walker_params", "hopper"]
+)
 def test_an_episode_begins_as_gymnasiums_does(family, monkeypatch, rank_promotion):
     body, env = BODIES[family], envs.make(family, "mjx")
     model = native_model(body)

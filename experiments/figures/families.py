@@ -67,7 +67,8 @@ def draw(picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     width = NAME + TASKS * (FRAMES * FRAME + GAP)
-    shown = {name: film for name in envs.FAMILIES if (film := envs.load(name).film)}
+    kinds = {name: envs.load(name) for name in envs.FAMILIES}
+    shown = {name: kind.film for name, kind in kinds.items() if kind.film and kind.parameters}
     height = sum(film.height for film in shown.values())
     figure = plt.figure(figsize=(10, 10 * height / width))
     axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))

@@ -76,6 +76,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         td3=dataclasses.replace(_QUICK_TD3, discount=0.95),
         collect=_CHEETAH_COLLECT,
     ),
+    # One task each, on Gymnasium's models: TD3 with a context, and nothing to adapt to.
+    **dict.fromkeys(
+        ("half_cheetah", "hopper", "walker2d", "ant", "humanoid"),
+        _quick_body(1_000_000, TaskConfig(train=1, held_out=1), 4) | dict(collect=_CHEETAH_COLLECT),
+    ),
     "point_goal": POINT,
     "point_sparse": POINT,
     "walker_params": _quick_body(400_000, TaskConfig(train=32, held_out=8), 1)
