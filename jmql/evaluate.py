@@ -1,6 +1,8 @@
 """Held-out tasks: the return before adaptation and after each of its stages."""
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ from jmql.config import Config
 from jmql.keys import derive
 from jmql.learner import Learner, NewData
 from jmql.replay import ReplayState
+from jmql.rollout import Finished
 from jmql.types import Actor, Array, Env, Key, Metrics, Task
 
 AT_ONCE = 64  # tasks that a device adapts to side by side
@@ -45,20 +48,47 @@ def play(
         weights that are not finite is the worst there can be.
     """
     policy = learner.greedy(actor, games.reach, games.noise)
-    history_length = max(config.network.history_length, config.evaluate.history_length)
 
     def one(start: Any, key: Key) -> Any:
-        return rollout.episode(env, policy, rollout.begin(env, start, history_length), key)
+        return rollout.episode(env, policy, rollout.begin(policy, start), key)
 
     keys = jax.random.split(games.key, len(games.starts.step))
     transitions, valid, finished = jax.vmap(one)(games.starts, keys)
     counted = jax.tree.map(lambda x: x[: config.evaluate.episodes].sum(), finished)
+    return NewData(transitions, valid), earned(env, actor, counted)
+
+
+def earned(env: Env, actor: Actor, finished: Finished) -> Earned:
+    """Returns what an actor earned in episodes, whose sums are given, [] each."""
     failed = ~jnp.isfinite(optax.tree.norm(actor))
-    worst = jax.tree.map(jnp.zeros_like, rollout.means(counted))
+    worst = jax.tree.map(jnp.zeros_like, rollout.means(finished))
     worst |= {"return": jnp.float32(env.worst_reward * env.episode_length)}
-    means = jax.tree.map(lambda x, y: jnp.where(failed, x, y), worst, rollout.means(counted))
-    blew_up = jnp.where(failed, 0, counted.blew_up)
-    return NewData(transitions, valid), Earned(means, failed, blew_up)
+    means = jax.tree.map(lambda x, y: jnp.where(failed, x, y), worst, rollout.means(finished))
+    return Earned(means, failed, jnp.where(failed, 0, finished.blew_up))
+
+
+def trials(
+    config: Config, env: Env, learner: Learner, actor: Actor, task: Task, key: Key
+) -> Metrics:
+    """Plays `evaluate.episodes` trials of a task, of an episode for each stage and one before.
+
+    Returns:
+        As `evaluate_task`: `return_pre` is that of first episodes.
+    """
+    policy = learner.greedy(actor, jnp.int32(config.network.history_length), 0.0)
+    names, count = ("pre", *learner.stages), config.evaluate.episodes
+    keys = jax.random.split(derive(key, "starts"), (count, len(names)))
+    starts = jax.vmap(jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None))(keys, task)
+
+    def one(starts: Any, key: Key) -> Finished:
+        return rollout.trial(env, policy, starts, key)[2]
+
+    finished = jax.vmap(one)(starts, jax.random.split(derive(key, "episodes"), count))
+    found = jax.vmap(functools.partial(earned, env, actor))(
+        jax.tree.map(lambda x: x.sum(0), finished)
+    )
+    failed, blew_up = found.failed.any(), found.blew_up.sum()
+    return by_stage(found.means, names) | {"failed": failed, "blew_up": blew_up}
 
 
 def evaluate_task(
@@ -71,9 +101,9 @@ def evaluate_task(
     key: Key,
     draws: Key,
     given: NewData | None = None,
-) -> tuple[Metrics, NewData, Actor]:
+) -> tuple[Metrics, NewData | None, Actor]:
     """Collects, adapts and evaluates on one task, shot after shot, under a key for its episodes
-    and one for the draws of adaptation.
+    and one for the draws of adaptation. A learner that does not adapt plays `trials`.
 
     All actors play the same number of episodes, from the same starts, with the same kind of
     history; the data of each shot have starts of their own. Or the data of all shots are `given`.
@@ -85,8 +115,11 @@ def evaluate_task(
         [] each; and the diagnostics of the last shot. Beside them the data of all shots,
         [shots * adapt.episodes], and what acts after the last.
     """
-    stages = learner.stages
-    shots, episodes = max(0, len(stages) - 1), config.adapt.episodes
+    stages, adapt, begin = learner.stages, learner.adapt, learner.begin
+    if adapt is None or begin is None:
+        actor = learner.actor(agent)
+        return trials(config, env, learner, actor, task, key), None, actor
+    shots, episodes = len(stages) - 1, config.adapt.episodes
     kinds = games_of(config, env, task, key, shots)
     Carry = tuple[Any, Actor, NewData]  # the agent so far, what acted after step 1, all new data
 
@@ -104,9 +137,8 @@ def evaluate_task(
             data,
             played,
         )
-        assert learner.adapt is not None
         draw = jax.random.fold_in(draws, shot)
-        adapted, diagnostics = learner.adapt(agent, so_far, data, memory, draw, shot)
+        adapted, diagnostics = adapt(agent, so_far, data, memory, draw, shot)
         halfway = where(shot == 0, learner.actor(adapted.step1), halfway)
         return (adapted.agent, halfway, data), diagnostics
 
@@ -122,25 +154,25 @@ def evaluate_task(
             lambda x, y: jnp.stack([x, y]), where(index < shots, actor, carry[1]), actor
         )
         games = jax.tree.map(lambda x: x[jnp.stack([index, jnp.int32(shots)])], kinds)
-        played, earned = jax.vmap(play_one)(actors, games)
-        if not stages:
-            return carry, (earned, {})
+        played, found = jax.vmap(play_one)(actors, games)
         played = jax.tree.map(lambda x: x[0], played)
         carry, diagnostics = lax.cond(index < shots, learn, skip, carry, played, index)
-        return carry, (earned, diagnostics)
+        return carry, (found, diagnostics)
 
-    begin = learner.begin(agent) if learner.begin else agent
     nothing = no_data(config, env, learner, agent, memory, kinds)
-    carry = (begin, learner.actor(agent), nothing)
-    (adapted, _, data), (earned, diagnostics) = lax.scan(turn, carry, jnp.arange(shots + 1))
+    carry = (begin(agent), learner.actor(agent), nothing)
+    (adapted, _, data), (found, diagnostics) = lax.scan(turn, carry, jnp.arange(shots + 1))
     # [turn, actor]: before, after step 1, after each shot.
-    earned = jax.tree.map(lambda x: jnp.concatenate([x[:1, 1], x[-1:, 0], x[1:, 1]]), earned)
+    found = jax.tree.map(lambda x: jnp.concatenate([x[:1, 1], x[-1:, 0], x[1:, 1]]), found)
     metrics = jax.tree.map(lambda x: x[shots - 1], diagnostics)
-    for name, values in earned.means.items():
-        metrics |= {f"{name}_{stage}": values[i] for i, stage in enumerate(("pre", *stages))}
-    count = 1 + len(stages)
-    failed, blew_up = earned.failed[1:count].any(), earned.blew_up[:count].sum()
-    return metrics | {"failed": failed, "blew_up": blew_up}, data, learner.actor(adapted)
+    metrics |= by_stage(found.means, ("pre", *stages))
+    metrics |= {"failed": found.failed[1:].any(), "blew_up": found.blew_up.sum()}
+    return metrics, data, learner.actor(adapted)
+
+
+def by_stage(means: Metrics, names: Sequence[str]) -> Metrics:
+    """Returns what was earned at each stage, leaves [stages], as metrics [], `return_pre` first."""
+    return {f"{what}_{name}": x[i] for what, x in means.items() for i, name in enumerate(names)}
 
 
 def games_of(config: Config, env: Env, task: Task, key: Key, shots: int) -> Games:
@@ -168,9 +200,9 @@ def no_data(
     """Returns room for the data of all games but those for evaluation, not valid yet."""
     first: Games = jax.tree.map(lambda x: x[0], games)
     start = jax.tree.map(lambda x: x[0], first.starts)
-    row = rollout.begin(env, start, config.network.history_length)
     policy = learner.greedy(learner.actor(agent), first.reach, first.noise)
-    _, behaviour = jax.eval_shape(policy, row.env_state.observation, row.history, first.key)
+    seen = start.observation
+    _, behaviour = jax.eval_shape(policy.act, seen, policy.start(seen), first.key)
     of_step = jax.tree.map(lambda x: x[0, 0], memory.data).replace(behaviour=behaviour)
     lead = ((len(games.reach) - 1) * config.adapt.episodes, env.episode_length)
     return NewData(
@@ -188,7 +220,7 @@ def evaluate(
     tasks: Task,
     key: Key,
     given: NewData | None = None,
-) -> tuple[Metrics, NewData]:
+) -> tuple[Metrics, NewData | None]:
     """Evaluates on K tasks in parallel, leaves of `tasks` [K, ...], with the data that each
     collects, or that are given of each. Returns metrics [K], and the data [K, ...].
 
@@ -204,7 +236,7 @@ def evaluate(
     mine = mesh.share(jax.tree.map(lambda x: x[places], (tasks, keys, given)))
     mine = jax.tree.map(lambda x: x.reshape(times, at_once, *x.shape[1:]), mine)
 
-    def one(task: Task, key: Key, given: NewData | None) -> tuple[Metrics, NewData]:
+    def one(task: Task, key: Key, given: NewData | None) -> tuple[Metrics, NewData | None]:
         return evaluate_task(config, env, learner, agent, memory, task, key, draws, given)[:2]
 
     found = lax.map(lambda part: jax.vmap(one)(*part), mine)

@@ -1,10 +1,9 @@
 """What networks see of observations and rewards: one scale, where `network.normalize` is on."""
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jmql import mesh
+from jmql import mesh, replay
 from jmql.replay import ReplayState
 from jmql.types import Array, Batch, History
 
@@ -40,26 +39,24 @@ def update(scale: Scale, memory: ReplayState, length: int) -> Scale:
         memory: replay with C slots a row, or this device's rows of it.
         length: T, how many steps of a row are new; divides C.
     """
-    rows, slots = memory.data.reward.shape
-    new = rows * length * mesh.size()
-    share = new / (scale.count + new)
-
-    def add(before: Moments, ring: Array) -> Moments:
-        first = (memory.cursor - length) % slots
-        x = jax.lax.dynamic_slice_in_dim(ring, first, length, axis=1)
-        mean = mesh.mean(x.mean((0, 1)))
-        variance = mesh.mean(jnp.square(x - mean[None, None]).mean((0, 1)))
-        change = mean - before.mean
-        return Moments(
-            before.mean + share * change,
-            before.variance
-            + share * (variance - before.variance + (1 - share) * jnp.square(change)),
-        )
-
+    new = replay.newest(memory, length)
     return Scale(
-        add(scale.observation, memory.data.observation),
-        add(scale.reward, memory.data.reward),
-        scale.count + new,
+        added(scale.observation, scale.count, new.observation),
+        added(scale.reward, scale.count, new.reward),
+        scale.count + new.reward.size * mesh.size(),
+    )
+
+
+def added(before: Moments, count: Array, x: Array) -> Moments:
+    """Returns moments of `count` [] values, and of this device's share of more, x [E, T, ...]."""
+    new = x.shape[0] * x.shape[1] * mesh.size()
+    share = new / (count + new)
+    mean = mesh.mean(x.mean((0, 1)))
+    variance = mesh.mean(jnp.square(x - mean[None, None]).mean((0, 1)))
+    change = mean - before.mean
+    return Moments(
+        before.mean + share * change,
+        before.variance + share * (variance - before.variance + (1 - share) * jnp.square(change)),
     )
 
 
@@ -73,10 +70,15 @@ def show(scale: Scale | None, observation: Array, history: History) -> tuple[Arr
     """
     if scale is None:
         return observation, history
-    return _scaled(scale.observation, observation), history.replace(
+    return show_observation(scale, observation), history.replace(
         observation=_scaled(scale.observation, history.observation),
         reward=_scaled(scale.reward, history.reward),
     )
+
+
+def show_observation(scale: Scale | None, observation: Array) -> Array:
+    """Returns what networks see of observations [..., O]."""
+    return observation if scale is None else _scaled(scale.observation, observation)
 
 
 def show_batch(scale: Scale | None, batch: Batch) -> Batch:

@@ -46,8 +46,8 @@ class Learner(NamedTuple):
     no_steps: Any
     # (agent, sums over any number of rounds) -> metrics [] by their names after `train/`
     metrics: Callable[[Any, Any], Metrics]
-    # names of the stages of adaptation, after `eval/return_`: `step1`, and one for each shot; none
-    # where there is no adaptation
+    # names of what evaluation reports after `eval/return_pre`: `step1` and one for each shot, or,
+    # where there is no adaptation, one for each episode of a trial after the first
     stages: tuple[str, ...] = ()
     # agent -> the same, to begin adaptation with
     begin: Callable[[Any], Any] | None = None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jmql import adapt, inputs, networks, replay, td3
+from jmql import adapt, inputs, networks, replay, rollout, td3
 from jmql.config import Config
 from jmql.inputs import Scale
 from jmql.learner import Learner
@@ -56,19 +56,26 @@ def learner(config: Config, action_size: int) -> Learner:
             uniform = jax.random.uniform(uniform_key, action.shape, minval=-1.0, maxval=1.0)
             return jnp.where(warmup, uniform, jnp.clip(action, -1.0, 1.0)), ()
 
-        return policy
+        return rollout.windowed(policy, action_size, config.network.history_length)
 
     def greedy(actor: Acting, reach: Array, noise: Array | float = 0.0) -> Policy:
         """Deterministic but for the noise."""
 
-        def policy(observation: Array, history: History, key: Key) -> tuple[Array, Any]:
+        def seen(history: History) -> History:
             age = jnp.arange(len(history.mask))[::-1]
-            history = history.replace(mask=history.mask & (age < reach))
-            action = act(actor, observation, history)
+            return history.replace(mask=history.mask & (age < reach))
+
+        def policy(observation: Array, history: History, key: Key) -> tuple[Array, Any]:
+            action = act(actor, observation, seen(history))
             action = action + noise * jax.random.normal(key, action.shape)
             return jnp.clip(action, -1.0, 1.0), ()
 
-        return policy
+        def context(history: History) -> Array:
+            _, shown = inputs.show(actor.scale, history.observation[-1], seen(history))
+            return nets.context(actor.weights, shown)
+
+        most = max(config.network.history_length, config.evaluate.history_length)
+        return rollout.windowed(policy, action_size, most, context)
 
     def learn(
         agent: AgentState, memory: ReplayState, key: Key, active: Array, updates: Array

@@ -105,6 +105,36 @@ def sample(state: ReplayState, key: Key, num: int, history_length: int) -> Batch
     return windows(state.data, row - mesh.index() * held, slot, history_length)
 
 
+def newest(state: ReplayState, length: int) -> Transition:
+    """Returns the last steps of every row, [E, length, ...]; the length divides C."""
+    slots = state.data.reward.shape[1]
+    first = (state.cursor - length) % slots
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, first, length, axis=1), state.data
+    )
+
+
+def fragments(state: ReplayState, key: Key, num: int, length: int) -> Transition:
+    """Draws what rows did in single rounds, uniformly, with replacement; rows are stratified.
+
+    Args:
+        state: a replay with at least one round.
+        key: for the draw.
+        num: B.
+        length: T, steps of a round; divides C.
+
+    Returns:
+        This device's share of them, [B / size, T, ...], from the rows that it holds.
+    """
+    held, slots = state.data.reward.shape
+    row_key, age_key = jax.random.split(key)
+    age = jax.random.randint(age_key, (num,), 1, state.size // length + 1)  # 1 is the newest
+    row, age = mesh.share((_rows(state, row_key, num), age))
+    place = (state.cursor - age * length)[:, None] + jnp.arange(length)[None]
+    row = (row - mesh.index() * held)[:, None]
+    return jax.tree.map(lambda x: x[row, place % slots], state.data)
+
+
 def sample_whole(
     state: ReplayState,
     key: Key,
@@ -149,18 +179,22 @@ def _places(
     tasks: int | None = None,
 ) -> tuple[Array, Array]:
     """Draws rows [B], counted over all devices, and slots [B]."""
-    held, slots = state.data.reward.shape
-    rows, place = held * mesh.size(), jnp.arange(num)
+    slots = state.data.reward.shape[1]
     row_key, age_key = jax.random.split(key)
-    if tasks is None:
-        blocks = strata(rows, num)
-        row = jax.random.randint(row_key, (num,), 0, rows // blocks)
-        row = place // (num // blocks) * (rows // blocks) + row
-    else:
-        chex.assert_is_divisible(rows, tasks)
-        row = jax.random.randint(row_key, (num,), 0, rows // tasks) * tasks + place % tasks
+    row = _rows(state, row_key, num, tasks)
     available = state.size - jnp.where(state.size == slots, history_length, 0)
     if recent is not None:
         available = jnp.minimum(available, recent)
     age = jax.random.randint(age_key, (num,), 1, available + 1)  # 1 is the newest
     return row, (state.cursor - age) % slots
+
+
+def _rows(state: ReplayState, key: Key, num: int, tasks: int | None = None) -> Array:
+    """Draws rows [B], counted over all devices."""
+    rows, place = len(state.data.reward) * mesh.size(), jnp.arange(num)
+    if tasks is None:
+        blocks = strata(rows, num)
+        row = jax.random.randint(key, (num,), 0, rows // blocks)
+        return place // (num // blocks) * (rows // blocks) + row
+    chex.assert_is_divisible(rows, tasks)
+    return jax.random.randint(key, (num,), 0, rows // tasks) * tasks + place % tasks

@@ -1,5 +1,6 @@
 """Acting: the same step for exploring and for evaluation, one row at a time, to be vmapped."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ class ActorCarry(struct.PyTreeNode):
     """A row between two steps."""
 
     env_state: Any  # an EnvState, in an episode that has not ended
-    history: History  # [H]
+    history: Any  # what the policy remembers
     episode_return: Array  # [] sum of rewards since the episode began
 
 
@@ -41,27 +42,47 @@ def means(finished: Finished) -> Metrics:
     return {name: total / finished.count for name, total in sums.items()}
 
 
-def begin(env: Env, env_state: Any, history_length: int) -> ActorCarry:
-    """Returns a row at the start of an episode: a reset state and an empty history."""
-    history = History(
-        jnp.zeros((history_length, *env_state.observation.shape)),
-        jnp.zeros((history_length, env.action_size)),
-        jnp.zeros(history_length),
-        jnp.zeros(history_length, bool),
-    )
-    return ActorCarry(env_state, history, jnp.zeros(()))
+def begin(policy: Policy, env_state: Any) -> ActorCarry:
+    """Returns a row at the start of an episode: a reset state, and nothing to remember."""
+    return ActorCarry(env_state, policy.start(env_state.observation), jnp.zeros(()))
 
 
-def push(history: History, observation: Array, action: Array, reward: Array) -> History:
+def windowed(
+    act: Callable[[Array, History, Key], tuple[Array, Any]],
+    action_size: int,
+    history_length: int,
+    context: Callable[[History], Array] = lambda history: jnp.zeros(0),
+) -> Policy:
+    """Returns a policy that remembers the last steps of an episode.
+
+    Args:
+        act: of an observation [O], those steps [H] and a key: as `Policy.act`.
+        action_size: A.
+        history_length: H.
+        context: of those steps: as `Policy.context`.
+    """
+
+    def start(observation: Array) -> History:
+        return History(
+            jnp.zeros((history_length, *observation.shape)),
+            jnp.zeros((history_length, action_size)),
+            jnp.zeros(history_length),
+            jnp.zeros(history_length, bool),
+        )
+
+    return Policy(start, act, push, context)
+
+
+def push(history: History, step: Transition) -> History:
     """Returns the history [H] one step later: the oldest step leaves, the newest comes last."""
-    new = History(observation, action, reward, jnp.ones((), bool))
+    new = History(step.observation, step.action, step.reward, jnp.ones((), bool))
     return jax.tree.map(lambda old, x: jnp.concatenate([old[1:], x[None]]), history, new)
 
 
 def act(env: Env, policy: Policy, carry: ActorCarry, key: Key) -> tuple[ActorCarry, Transition]:
     """Takes one step of one row and remembers it, whether or not the episode ends."""
     before, history = carry.env_state, carry.history
-    action, behaviour = policy(before.observation, history, key)
+    action, behaviour = policy.act(before.observation, history, key)
     after = env.step(before, action)
     transition = Transition(
         before.observation,
@@ -73,7 +94,7 @@ def act(env: Env, policy: Policy, carry: ActorCarry, key: Key) -> tuple[ActorCar
         before.step,
         behaviour,
     )
-    history = push(history, before.observation, action, after.reward)
+    history = policy.remember(history, transition)
     return ActorCarry(after, history, carry.episode_return + after.reward), transition
 
 
@@ -81,6 +102,9 @@ def collect(
     env: Env, policy: Policy, carry: ActorCarry, key: Key, length: int, cut: Array | int
 ) -> tuple[ActorCarry, Transition, Finished]:
     """Takes `length` steps of one row; an episode that ends is followed by a fresh one.
+
+    The episodes of a trial, where the policy has such, are one to who learns from them: none but
+    the last ends, and the successor of a last step is the first observation of the next episode.
 
     Args:
         env: the family.
@@ -102,9 +126,17 @@ def collect(
         ended = transition.terminated | truncated
         finished = _finished(env, carry, ended, jnp.minimum(cut, env.episode_length))
         reset = env.reset(reset_key, carry.env_state.task)
-        fresh = begin(env, reset, len(carry.history.mask))
-        carry = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, carry)
-        return carry, (transition.replace(truncated=truncated), finished)
+        transition = transition.replace(truncated=truncated)
+        fresh = begin(policy, reset)
+        if policy.lasts is not None:
+            inside = ended & policy.lasts(carry.history)
+            fresh = fresh.replace(history=_where(inside, carry.history, fresh.history))
+            transition = transition.replace(
+                terminated=transition.terminated & ~inside,
+                truncated=truncated & ~inside,
+                next_observation=jnp.where(inside, reset.observation, transition.next_observation),
+            )
+        return _where(ended, fresh, carry), (transition, finished)
 
     carry, (transitions, finished) = jax.lax.scan(step, carry, jax.random.split(key, length))
     return carry, transitions, jax.tree.map(lambda x: x.sum(0), finished)
@@ -120,6 +152,10 @@ def _finished(env: Env, carry: ActorCarry, ended: Array, length: Array | int) ->
     return Finished(earned, ended, blew_up, extras)
 
 
+def _where(this: Array, one: Any, other: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(this, x, y), one, other)
+
+
 def episode(
     env: Env, policy: Policy, start: ActorCarry, key: Key
 ) -> tuple[Transition, Array, Finished]:
@@ -129,17 +165,49 @@ def episode(
         Transitions [episode_length]; which of them belong to the episode, [episode_length] bool:
         after an early end the rest is padding; and its return.
     """
+    return _episode(env, policy, start, key)[1:]
+
+
+def trial(env: Env, policy: Policy, starts: Any, key: Key) -> tuple[Transition, Array, Finished]:
+    """Plays the episodes of a trial of one row, one after the other: what is remembered lasts.
+
+    Args:
+        env: the family.
+        policy: chooses actions.
+        starts: [N] states after a reset.
+        key: for actions.
+
+    Returns:
+        What `episode` does of each, leaves [N, ...].
+    """
+    first = begin(policy, jax.tree.map(lambda x: x[0], starts))
+
+    def play(history: Any, at: tuple[Any, Key]) -> tuple[Any, Any]:
+        start, key = at
+        history, *played = _episode(
+            env, policy, first.replace(env_state=start, history=history), key
+        )
+        return history, tuple(played)
+
+    keys = jax.random.split(key, len(starts.step))
+    return jax.lax.scan(play, first.history, (starts, keys))[1]
+
+
+def _episode(
+    env: Env, policy: Policy, start: ActorCarry, key: Key
+) -> tuple[Any, Transition, Array, Finished]:
+    """As `episode`, and what is remembered at the end of it."""
 
     def step(
         carry: tuple[ActorCarry, Array], key: Key
     ) -> tuple[tuple[ActorCarry, Array], tuple[Transition, Array, Finished]]:
-        row, running = carry
-        row, transition = act(env, policy, row, key)
+        before, running = carry
+        row, transition = act(env, policy, before, key)
+        row = row.replace(history=_where(running, row.history, before.history))
         ended = running & (transition.terminated | transition.truncated)
         finished = _finished(env, row, ended, env.episode_length)
         return (row, running & ~ended), (transition, running, finished)
 
     keys = jax.random.split(key, env.episode_length)
-    begin = (start, jnp.ones((), bool))
-    _, (transitions, valid, finished) = jax.lax.scan(step, begin, keys)
-    return transitions, valid, jax.tree.map(lambda x: x.sum(0), finished)
+    (row, _), (transitions, valid, finished) = jax.lax.scan(step, (start, jnp.ones((), bool)), keys)
+    return row.history, transitions, valid, jax.tree.map(lambda x: x.sum(0), finished)

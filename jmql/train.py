@@ -38,15 +38,15 @@ def init(config: Config, env: Env, learner: Learner, tasks: Task, key: Key) -> T
     rows = config.collect.rows
     row_tasks = jax.tree.map(lambda x: x[jnp.arange(rows) % config.tasks.train], tasks)
 
-    def begin(key: Key, task: Task) -> ActorCarry:
-        return rollout.begin(env, env.reset(key, task), config.network.history_length)
-
-    actors = jax.vmap(begin)(jax.random.split(derive(key, "starts"), rows), row_tasks)
     observation, action = jnp.zeros(env.observation_size), jnp.zeros(env.action_size)
     agent = learner.init(derive(key, "agent"), observation, action)
     policy = learner.explore(learner.actor(agent), jnp.zeros((), bool))
-    history = jax.tree.map(lambda x: x[0], actors.history)
-    _, behaviour = jax.eval_shape(policy, observation, history, key)
+
+    def begin(key: Key, task: Task) -> ActorCarry:
+        return rollout.begin(policy, env.reset(key, task))
+
+    actors = jax.vmap(begin)(jax.random.split(derive(key, "starts"), rows), row_tasks)
+    _, behaviour = jax.eval_shape(policy.act, observation, policy.start(observation), key)
     never, zero = jnp.zeros((), bool), jnp.zeros(())
     example = Transition(
         observation, action, zero, never, never, observation, jnp.zeros((), jnp.int32), behaviour

@@ -12,7 +12,7 @@ Axis legend, used in every shape comment of this package:
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import struct
@@ -56,8 +56,20 @@ class Batch(struct.PyTreeNode):
     weight: Array  # [..., B] importance weight, 1 in meta-training
 
 
-# (observation [O], history [H], key) -> action [A], and what it says of how it acted
-Policy = Callable[[Array, History, Key], tuple[Array, Any]]
+class Policy(NamedTuple):
+    """What acts on one row, and what it remembers of the steps so far, as pure functions."""
+
+    # observation [O], for its shape -> memory before the first step
+    start: Callable[[Array], Any]
+    # (observation [O], memory, key) -> action [A], and what it says of how it acted
+    act: Callable[[Array, Any, Key], tuple[Array, Any]]
+    # (memory, transition []) -> memory a step later
+    remember: Callable[[Any, Transition], Any]
+    # memory -> what it takes the task to be, [Z]
+    context: Callable[[Any], Array]
+    # memory -> whether an episode that ends now is followed by one of the same trial, [] bool,
+    # which what is remembered lasts over; None: never
+    lasts: Callable[[Any], Array] | None = None
 
 
 class EnvState(Protocol):

@@ -39,7 +39,7 @@ def data(built, state):
     @jax.jit
     def play(keys):
         def one(key):
-            start = rollout.begin(built.env, built.env.reset(key, task), 5)
+            start = rollout.begin(policy, built.env.reset(key, task))
             return rollout.episode(built.env, policy, start, key)
 
         return jax.vmap(one)(keys)

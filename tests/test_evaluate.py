@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs.point import PointGoal
-from jmql import evaluate, rollout
+from jmql import evaluate
 from jmql.learner import Adapted
 from tests import tiny
 
@@ -149,11 +149,10 @@ def test_a_shot_is_played_by_the_agent_of_the_one_before_and_its_data_stays(stat
         alone = jax.device_get(play(grown(state.agent, times), state.memory))
         np.testing.assert_allclose(alone["return_pre"], found[f"return_{stage}"], rtol=1e-5)
     # The first action of each shot's data is that of the agent before it.
-    empty = rollout.begin(built.env, built.env.reset(jax.random.key(0), {"goal": jnp.zeros(2)}), 5)
     for i in range(6):
         actor = built.learner.actor(grown(state.agent, i // 2 + 1))
-        act = built.learner.greedy(actor, jnp.int32(5))
-        action, _ = act(found["observation"][0, i], empty.history, jax.random.key(0))
+        policy, seen = built.learner.greedy(actor, jnp.int32(5)), found["observation"][0, i]
+        action, _ = policy.act(seen, policy.start(seen), jax.random.key(0))
         np.testing.assert_allclose(found["action"][0, i], action, atol=1e-6)
     # No two episodes of data begin alike.
     assert len(np.unique(found["observation"][0], axis=0)) == 6
@@ -190,12 +189,11 @@ def test_each_shot_has_noise_of_its_own(state):
     """What an action has beside the greedy one, in the first step of every episode of data."""
     adapt = {"shots": 2, "episodes": 2, "exploration_noise": 0.01}
     built = tiny.build(tiny.changed(adapt=adapt, evaluate={"episodes": 1}))
-    empty = rollout.begin(built.env, built.env.reset(jax.random.key(0), {"goal": jnp.zeros(2)}), 5)
     policy = built.learner.greedy(built.learner.actor(state.agent), jnp.int32(5))
 
     def look(meta, agent, data, memory, key, shot):
         first = jax.tree.map(lambda x: x[:, 0], data.transitions)
-        greedy = jax.vmap(lambda x: policy(x, empty.history, key)[0])(first.observation)
+        greedy = jax.vmap(lambda x: policy.act(x, policy.start(x), key)[0])(first.observation)
         return Adapted(agent, agent), {"noise": first.action - greedy}
 
     found = jax.device_get(evaluated(built, adapt=look)(state.agent, state.memory))

@@ -184,7 +184,7 @@ def test_a_learner_scales_what_it_collects_and_acts_on_it():
         lambda x: built.learner.greedy(x, jnp.int32(H)),
         lambda x: built.learner.explore(x, jnp.array(False)),
     ):
-        here, there = (act(x)(jnp.ones(2), one, jax.random.key(0))[0] for x in (actor, moved))
+        here, there = (act(x).act(jnp.ones(2), one, jax.random.key(0))[0] for x in (actor, moved))
         assert not np.allclose(here, there)
 
 

@@ -58,7 +58,7 @@ def played(built, state, seed=0, history=5):
 
     @jax.jit
     def play(key):
-        start = rollout.begin(built.env, built.env.reset(key, task), history)
+        start = rollout.begin(acting, built.env.reset(key, task))
         return rollout.episode(built.env, acting, start, key)[0]
 
     return jax.device_get(play(jax.random.key(seed)))

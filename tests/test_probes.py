@@ -35,12 +35,14 @@ BLIND = networks.make(NetworkConfig((16, 16), context_size=0), action_size=1)
 def random_play(env: Environment, rows: int = 16, steps: int = 64) -> ReplayState:
     """Fills a replay with uniformly random actions."""
 
-    def policy(observation: Array, history: History, key: Array) -> tuple[Array, tuple]:
+    def act(observation: Array, history: History, key: Array) -> tuple[Array, tuple]:
         return jax.random.uniform(key, (1,), minval=-1.0, maxval=1.0), ()
+
+    policy = rollout.windowed(act, 1, 1)
 
     def play(key: Array) -> Transition:
         reset_key, key = jax.random.split(key)
-        start = rollout.begin(env, env.reset(reset_key, env.sample_task(key)), 1)
+        start = rollout.begin(policy, env.reset(reset_key, env.sample_task(key)))
         return rollout.collect(env, policy, start, key, steps, env.episode_length)[1]
 
     transitions = jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(0), rows))
@@ -160,7 +162,7 @@ def hidden_bandit_returns(context_size: int) -> np.ndarray:
     @jax.jit
     def play(task):
         policy = learner.greedy(learner.actor(state.agent), jnp.inf)
-        start = rollout.begin(env, env.reset(jax.random.key(2), task), 5)
+        start = rollout.begin(policy, env.reset(jax.random.key(2), task))
         transitions, valid, _ = rollout.episode(env, policy, start, jax.random.key(3))
         return jnp.sum(transitions.reward * valid)
 

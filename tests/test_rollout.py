@@ -75,16 +75,19 @@ def actor_params():
 
 def begin(end: int, seed: int = 0) -> rollout.ActorCarry:
     task = {"end": jnp.float32(end)}
-    return rollout.begin(ENV, ENV.reset(jax.random.key(seed), task), H)
+    return rollout.begin(RANDOM, ENV.reset(jax.random.key(seed), task))
 
 
-def random_policy(observation: Array, history: History, key: Array) -> tuple[Array, tuple]:
+def random_action(observation: Array, history: History, key: Array) -> tuple[Array, tuple]:
     return jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0), ()
+
+
+RANDOM = rollout.windowed(random_action, 2, H)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def collect(carry, key, length, cut=NEVER):
-    return rollout.collect(ENV, random_policy, carry, key, length, cut)
+    return rollout.collect(ENV, RANDOM, carry, key, length, cut)
 
 
 def collected(end: int, length: int = 40) -> Transition:
@@ -185,8 +188,11 @@ def test_training_reproduces_the_actions_that_were_taken():
 def test_push_drops_the_oldest():
     history = begin(5).history
     for i in range(6):
+        # What else there is of a step is not remembered.
+        never, other = jnp.zeros((), bool), jnp.full(3, jnp.nan)
         new = jnp.full(3, float(i)), jnp.full(2, -float(i)), jnp.float32(10 * i)
-        history = rollout.push(history, *new)
+        step = Transition(*new, never, never, other, jnp.int32(i), ())
+        history = rollout.push(history, step)
         np.testing.assert_array_equal(history.mask, np.arange(H) >= H - (i + 1))
     np.testing.assert_array_equal(history.observation, np.tile([[2], [3], [4], [5]], 3))
     np.testing.assert_array_equal(history.action, -np.tile([[2], [3], [4], [5]], 2))
@@ -195,10 +201,12 @@ def test_push_drops_the_oldest():
 
 def test_cut_truncates_at_50_steps():
     env = probes.Endless(episode_length=200)
-    start = rollout.begin(env, env.reset(jax.random.key(0), {}), 1)
 
-    def policy(observation, history, key):
+    def still(observation, history, key):
         return jnp.zeros(1), ()
+
+    policy = rollout.windowed(still, 1, 1)
+    start = rollout.begin(policy, env.reset(jax.random.key(0), {}))
 
     @jax.jit
     def limits(cut):
@@ -217,8 +225,10 @@ def test_cut_truncates_at_50_steps():
 def test_what_a_policy_says_of_itself_is_remembered():
     """Such as a log-probability, which tells the step that it belongs to."""
 
-    def policy(observation, history, key):
+    def act(observation, history, key):
         return jnp.zeros(2), {"log_prob": -observation[1]}
+
+    policy = rollout.windowed(act, 2, H)
 
     carry = begin(5)
     steps = jax.jit(lambda key: rollout.collect(ENV, policy, carry, key, 8, NEVER)[1])(
@@ -256,7 +266,7 @@ def actions(policy: Policy, num: int = 4000) -> np.ndarray:
     """Returns the actions [num, 2] for different keys, after two steps of an episode."""
     carry = collect(begin(5), jax.random.key(0), 2)[0]
     keys = jax.random.split(jax.random.key(7), num)
-    act = jax.vmap(lambda key: policy(carry.env_state.observation, carry.history, key)[0])
+    act = jax.vmap(lambda key: policy.act(carry.env_state.observation, carry.history, key)[0])
     return np.asarray(jax.jit(act)(keys))
 
 
@@ -308,9 +318,9 @@ def test_warmup_is_uniform_whatever_the_policy():
     ("end", "length"), [(1, 1), (3, 3), (7, 7), (100, 7)], ids=["first", "third", "last", "limit"]
 )
 def test_episode_masks_what_comes_after_its_end(end, length):
-    steps, valid, finished = jax.jit(
-        lambda start, key: rollout.episode(ENV, random_policy, start, key)
-    )(begin(end), jax.random.key(1))
+    steps, valid, finished = jax.jit(lambda start, key: rollout.episode(ENV, RANDOM, start, key))(
+        begin(end), jax.random.key(1)
+    )
     assert valid.shape == steps.reward.shape == (7,)
     assert (finished.blew_up, finished.count) == (0, 1)
     np.testing.assert_array_equal(valid, np.arange(7) < length)
@@ -335,10 +345,8 @@ def test_physics_that_blows_up_is_counted_and_not_recorded(gap):
     """Two steps earn 1 / 2 and 1; the third and the four that were left count as the worst."""
     env = Fragile()
     env.gap = gap
-    start = rollout.begin(env, env.reset(jax.random.key(0), {"end": jnp.float32(100)}), H)
-    collect = jax.jit(
-        lambda: rollout.collect(env, random_policy, start, jax.random.key(1), 8, NEVER)
-    )
+    start = rollout.begin(RANDOM, env.reset(jax.random.key(0), {"end": jnp.float32(100)}))
+    collect = jax.jit(lambda: rollout.collect(env, RANDOM, start, jax.random.key(1), 8, NEVER))
     carry, steps, finished = collect()
     assert (finished.blew_up, finished.count) == (2, 2)
     assert finished.return_sum == 2 * (0.5 + 1.0 + 5 * env.worst_reward)
@@ -346,7 +354,7 @@ def test_physics_that_blows_up_is_counted_and_not_recorded(gap):
     np.testing.assert_array_equal(np.asarray(steps.reward)[[2, 5]], env.worst_reward)
     assert not np.asarray(steps.terminated).any()
     assert all((np.abs(leaf) < 1e10).all() for leaf in jax.tree.leaves((steps, carry.history)))
-    play = jax.jit(lambda: rollout.episode(env, random_policy, start, jax.random.key(1)))
+    play = jax.jit(lambda: rollout.episode(env, RANDOM, start, jax.random.key(1)))
     _, valid, finished = play()
     assert finished.blew_up
     assert finished.return_sum == 0.5 + 1.0 + 5 * env.worst_reward

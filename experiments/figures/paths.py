@@ -36,7 +36,7 @@ def walk(program: Program, actor_params: Params, key: Key) -> Array:
             place = jnp.where(on, env.torso(row.env_state.physics)[:2], jnp.nan)
             return (row, on & ~(transition.terminated | transition.truncated)), place
 
-        row = rollout.begin(env, start, program.config.network.history_length)
+        row = rollout.begin(policy, start)
         keys = jax.random.split(key, env.episode_length)
         return jax.lax.scan(step, (row, jnp.ones((), bool)), keys)[1]
 
