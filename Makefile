@@ -9,7 +9,7 @@ STAMP := $(if $(filter-out cuda tpu,$(EXTRA)),no-such-device,$(VENV)/.installed$
 # `flag,NAME,VARIABLE` is `--NAME 'VALUE'`, the value as it was given, or nothing where it is empty.
 flag = $(if $(strip $(value $(2))),--$(1) '$(subst ','\'',$(value $(2)))')
 # Else make expands them for the environment of what it runs.
-unexport TASK PROFILE SEED SEEDS RESUME RUN RUNS WANDB OUT SWEEP WHERE JOBS BUCKET
+unexport TASK ALGO PROFILE SEED SEEDS RESUME RUN RUNS WANDB OUT SWEEP WHERE JOBS BUCKET
 
 .DEFAULT_GOAL := help
 .PHONY: help train evaluate export report compare workspace sweep sweep-status sweep-stop bench bench-anchor check test figures lint format lock no-such-device
@@ -18,8 +18,8 @@ help: ## list the commands
 	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
-train: $(STAMP) ## TASK=ant_dir [PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
-	@$(JMQL) train $(call flag,task,TASK) $(call flag,profile,PROFILE) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) $(call flag,resume,RESUME) $(ARGS)
+train: $(STAMP) ## TASK=ant_dir [ALGO=p3o PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
+	@$(JMQL) train $(call flag,task,TASK) $(call flag,algorithm,ALGO) $(call flag,profile,PROFILE) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) $(call flag,resume,RESUME) $(ARGS)
 
 evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256 --shots 0 1 5 --ablations"]
 	@$(JMQL) evaluate $(call flag,run,RUN) $(ARGS)

@@ -228,13 +228,14 @@ def _train_config(words: list[str]) -> RunConfig:
     task = _value(words, "task")
     if task is None and {"-h", "--help"} & set(words):
         return _parse(RunConfig, "train", words, RunConfig())  # prints, and exits
-    # Task, profile and backend choose the defaults that all other flags change.
+    # Task, algorithm, profile and backend choose the defaults that all other flags change.
     if task is None or ":" not in task:
         task = _known("task", task, envs.FAMILIES)
+    algorithm = _known("algorithm", _value(words, "algorithm", "mql"), presets.ALGORITHMS)
     profile = _known(
-        f"profile of {task}", _value(words, "profile", "quick"), presets.profiles(task)
+        f"profile of {task}", _value(words, "profile", "quick"), presets.profiles(task, algorithm)
     )
-    config = _parse(RunConfig, "train", words, presets.preset(task, profile))
+    config = _parse(RunConfig, "train", words, presets.preset(task, profile, algorithm))
     _known(f"backend of {task}", config.backend, envs.load(task).backends)
     return config
 

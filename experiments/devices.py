@@ -95,13 +95,13 @@ def count(config: RunConfig, there: int) -> int:
     """
     if config.devices:
         return config.devices
-    most = max(1, config.td3.batch_size // _SHARE)
+    most = max(1, config.batch[1] // _SHARE)
     return max(n for n in valid(config, there) if _sharers(config, n) <= most)
 
 
 def valid(config: RunConfig, there: int) -> list[int]:
     """Returns the numbers of devices that can share a run equally."""
-    blocks = replay.strata(config.collect.rows, config.td3.batch_size)
+    blocks = replay.strata(config.collect.rows, config.batch[1])
     return [n for n in range(1, there + 1) if blocks % _sharers(config, n) == 0]
 
 
@@ -124,8 +124,8 @@ def choose(config: RunConfig) -> jax.sharding.Mesh:
         valid_here = ", ".join(map(str, can)) or "none"
         raise ConfigError(
             f"devices is {used}; valid here: {valid_here} (there are {there}, and collect.rows"
-            f" {config.collect.rows}, td3.batch_size {config.td3.batch_size} and seeds"
-            f" {config.seeds} are shared equally)"
+            f" {config.collect.rows}, {' '.join(map(str, config.batch))} and seeds {config.seeds}"
+            " are shared equally)"
         )
     sharers = _sharers(config, used)
     return _mesh(used // sharers, sharers)

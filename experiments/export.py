@@ -29,6 +29,11 @@ def export(folder: Path, config: RunConfig, out: Path, seed: int | None, replay:
         ConfigError: the folder is not a finished run, or has no such seed or no replay.
         RunFailed: the file cannot be written.
     """
+    if config.algorithm != "mql":
+        raise ConfigError(
+            f"{folder} is of algorithm {config.algorithm}; valid: a run of mql, for a file is a"
+            " policy that adapts"
+        )
     seeds = all_seeds(config)
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:

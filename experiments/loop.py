@@ -14,6 +14,7 @@ from experiments.config import RunConfig, all_seeds
 from experiments.program import Program
 from experiments.stop import Stop
 from experiments.tracking import to_rows
+from jmql.settings import flatten
 from jmql.train import TrainState
 from jmql.types import Array
 
@@ -70,7 +71,7 @@ def loop(
         RunFailed: the state could not be saved.
     """
     config, own = program.config, members[0].config.seeds
-    per_round, updates = config.steps_per_round, config.train.updates_per_round
+    per_round, updates = config.steps_per_round, config.updates_per_round
     total, done = config.total_rounds, int(hosts.local(state.rounds))
     filling = to_fill(config, state)
     begun, first, stopping = time.monotonic(), done, False
@@ -170,12 +171,13 @@ def nonfinite(metrics: Results, config: RunConfig) -> FloatingPointError | None:
 
     What is measured may be missing: no episode ended, or no adaptation came to an end.
     """
+    setting = "td3.learning_rate" if config.algorithm == "mql" else "p3o.learning_rate"
     for name in sorted(name for name in metrics if name.startswith("train/")):
         bad = ~np.isfinite(metrics[name])
         if bad.any():
             return FloatingPointError(
                 f"{name} of seed {all_seeds(config)[int(bad.argmax())]} is not finite after the"
                 f" cycle that ended at {int(metrics['env_steps'][0]):,} steps, which is not logged"
-                f" (td3.learning_rate {config.td3.learning_rate:g})"
+                f" ({setting} {flatten(config)[setting]:g})"
             )
     return None

@@ -55,6 +55,15 @@ def at_least(
 
     agent = size(shapes.agent) // config.seeds
     row = size(actors.env_state) // actors.episode_return.size
+    if config.algorithm == "p3o":
+        sample = config.collect.unroll * (size(data) // data.reward.size)
+        counts = {
+            "training (p3o.minibatch, collect.unroll)": config.p3o.minibatch // sharers * sample,
+            f"episodes of {held_out:,} held-out tasks (evaluate.episodes)": tasks
+            * evaluate.episodes
+            * row,
+        }
+        return {what: seeds * count for what, count in counts.items()}
     step = size(actors.history) // actors.history.mask.size
     if network.context_size == 0:
         step = 0  # nothing reads a history, and XLA leaves it out

@@ -42,7 +42,8 @@ def build(runs: Sequence[RunConfig]) -> Program:
     Raises:
         ConfigError: they cannot be, or none of them can work.
     """
-    free = {*settings.numbers(runs[0]), *_OWN}
+    # What is a word in one of them is a value in none.
+    free = set.intersection(*(set(settings.numbers(run)) for run in runs)) | {*_OWN}
     for name in differing(runs):
         if name not in free:
             raise ConfigError(

@@ -16,7 +16,7 @@ import envs
 from envs.base import Environment
 from experiments import devices, hosts, memory
 from experiments.config import RunConfig, all_seeds
-from jmql import cycle, mesh, mql, settings, train
+from jmql import cycle, mesh, mql, p3o, settings, train
 from jmql.config import Ranges
 from jmql.keys import derive
 from jmql.learner import Learner
@@ -233,7 +233,8 @@ def build(run: RunConfig, held_out_at_once: int | None = None) -> Program:
 
 def learner_of(run: RunConfig, env: Environment) -> Learner:
     """Returns the algorithm that a configuration names."""
-    return mql.learner(run, env.action_size)
+    algorithm = {"mql": mql, "p3o": p3o}[run.algorithm]
+    return algorithm.learner(run, env.action_size)
 
 
 def refuse_uncounted(run: RunConfig, env: Environment) -> None:

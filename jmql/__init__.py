@@ -3,7 +3,7 @@
 What a program may use. Everything is imported when it is asked for.
 
     Config and its components  every number, each with its bounds
-    mql.learner                Meta-Q-Learning under a configuration: a Learner
+    mql.learner, p3o.learner   an algorithm under a configuration: a Learner
     train                      TrainState; init, round, epoch
     evaluate                   adaptation to held-out tasks, and what it earns
     cycle.cycle                some rounds of training, then evaluation: the unit to compile
@@ -16,13 +16,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jmql import cycle, evaluate, mql, replay, rollout, train
+    from jmql import cycle, evaluate, mql, p3o, replay, rollout, train
     from jmql.config import (
         AdaptConfig,
         CollectConfig,
         Config,
         EvaluateConfig,
         NetworkConfig,
+        P3OConfig,
         PropensityConfig,
         TaskConfig,
         TD3Config,
@@ -47,6 +48,7 @@ __all__ = [
     "Learner",
     "NetworkConfig",
     "NewData",
+    "P3OConfig",
     "Policy",
     "PropensityConfig",
     "TD3Config",
@@ -59,6 +61,7 @@ __all__ = [
     "evaluate",
     "load",
     "mql",
+    "p3o",
     "replay",
     "rollout",
     "train",

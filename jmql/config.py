@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jmql.settings import (
+    LARGEST_FLOAT,
     LARGEST_INT,
     LARGEST_SEED,
     ConfigError,
@@ -15,6 +16,7 @@ from jmql.settings import (
     Settings,
     bounded,
     count,
+    flatten,
     not_negative,
     positive,
 )
@@ -53,6 +55,29 @@ class TD3Config(Settings):
     target_noise: float = not_negative(0.3)  # standard deviation of target policy smoothing
     target_noise_clip: float = not_negative(0.5)
     batch_size: int = count(256)
+
+
+@dataclass(frozen=True)
+class P3OConfig(Settings):
+    """One P3O learner (Fakoor, Chaudhari and Smola 2019), with the numbers of its release."""
+
+    kind: ClassVar = Kind.LEARNED
+
+    learning_rate: float = positive(7e-4)  # at first; falls to 0 at the end of the run
+    discount: float = bounded(0.99, 0, 1)
+    gae_lambda: float = bounded(0.95, 0, 1)  # of generalized advantage estimation
+    off_policy_steps: float = bounded(2.0, 0, 1000)  # m, their mean in a round; 0 is A2C
+    off_policy_after: int = count(240_000, 0)  # environment steps, over all rows
+    minibatch: int = count(96)  # fragments of collect.unroll steps in an off-policy step
+    clip: Literal["ess"] | float = bounded("ess", 0, LARGEST_FLOAT)
+    """c, the most an importance ratio counts: the effective sample size, or a constant"""
+    kl_coef: Literal["ess"] | float = bounded("ess", 0, LARGEST_FLOAT)
+    """lambda of KL(pi || beta): 1 - the effective sample size, or a constant"""
+    value_coef: float = not_negative(0.5)
+    entropy_coef: float = not_negative(0.01)
+    max_grad_norm: float = positive(0.5)
+    initial_std: float = bounded(1.0, 0, LARGEST_FLOAT, above=True, shapes=True)  # of actions
+    trial_episodes: int = count(3, 2)  # of a trial, where context_span is trial
 
 
 @dataclass(frozen=True)
@@ -145,12 +170,28 @@ class TaskConfig(Settings):
     held_out_ranges: Ranges = ()  # the same for held-out tasks; empty: as the split says
 
 
+# How the names of settings begin that an algorithm does not read.
+_UNREAD = {
+    "mql": ("p3o.",),
+    "p3o": (
+        *("td3.", "propensity.", "adapt.", "train.updates_per_round"),
+        *("collect.exploration_noise", "network.history_length", "evaluate.history_length"),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Config(Settings):
     """The whole algorithm."""
 
+    kind: ClassVar = Kind.LEARNED
+
+    algorithm: Literal["mql", "p3o"] = "mql"  # Meta-Q-Learning, or P3O, which does not adapt
+    context_span: Literal["episode", "trial"] = "episode"
+    """what the context remembers ends with the episode, or lasts over those of a trial (p3o)"""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     td3: TD3Config = field(default_factory=TD3Config)
+    p3o: P3OConfig = field(default_factory=P3OConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     propensity: PropensityConfig = field(default_factory=PropensityConfig)
@@ -180,9 +221,23 @@ class Config(Settings):
         return -(-self.train.env_steps // self.steps_per_round)
 
     @property
+    def batch(self) -> tuple[str, int]:
+        """The setting that sizes the batches of the learner, and how many draws it asks for."""
+        if self.algorithm == "p3o":
+            return "p3o.minibatch", self.p3o.minibatch
+        return "td3.batch_size", self.td3.batch_size
+
+    @property
+    def updates_per_round(self) -> float:
+        """Critic steps, or steps of P3O, for each round; of these the mean."""
+        if self.algorithm == "p3o":
+            return 1 + self.p3o.off_policy_steps
+        return self.train.updates_per_round
+
+    @property
     def update_to_data(self) -> float:
-        """Critic steps for each environment step."""
-        return self.train.updates_per_round / self.steps_per_round
+        """Steps of the learner for each environment step."""
+        return self.updates_per_round / self.steps_per_round
 
     def validate(self, prefix: str = "") -> None:
         """Raises ConfigError if a component cannot work, alone or with the others."""
@@ -190,10 +245,29 @@ class Config(Settings):
         self._validate_replay()
         self._validate_length()
         self._validate_adaptation()
-        if self.network.context_size == 0 and not self.propensity.observation:
+        self._validate_algorithm()
+        adapts = self.algorithm == "mql"
+        if adapts and self.network.context_size == 0 and not self.propensity.observation:
             raise ConfigError(
                 "propensity.observation is False; without a context (network.context_size 0)"
                 " it must be True, for the classifier needs a feature"
+            )
+
+    def _validate_algorithm(self) -> None:
+        """What the algorithm does not read must not be set."""
+        unread = _UNREAD[self.algorithm]
+        for name, default in flatten(Config()).items():
+            value = flatten(self)[name]
+            if name.startswith(unread) and value != default:
+                raise ConfigError(
+                    f"{name} is {value}, which algorithm {self.algorithm} does not read; valid:"
+                    f" {default}"
+                )
+        if self.context_span == "trial" and self.algorithm != "p3o":
+            raise ConfigError("context_span is trial; valid with algorithm p3o alone")
+        if self.context_span == "trial" and not self.network.context_size:
+            raise ConfigError(
+                "context_span is trial and network.context_size 0; it must be at least 1"
             )
 
     def _validate_replay(self) -> None:
@@ -229,12 +303,11 @@ class Config(Settings):
                 f"train.env_steps is {steps}; in rounds of {per_round}"
                 f" that is {self.total_rounds:,}, and at most {LARGEST_INT:,} can be counted"
             )
-        updates = (self.total_rounds - self.warmup_rounds) * self.train.updates_per_round
+        updates = (self.total_rounds - self.warmup_rounds) * self.updates_per_round
         if updates > LARGEST_INT:
             raise ConfigError(
-                f"train.env_steps is {steps}; with train.updates_per_round"
-                f" {self.train.updates_per_round} that is {updates:,} updates, and at most"
-                f" {LARGEST_INT:,} can be counted"
+                f"train.env_steps is {steps}; with {self.updates_per_round} updates a round"
+                f" that is {updates:,} updates, and at most {LARGEST_INT:,} can be counted"
             )
 
     def _validate_adaptation(self) -> None:

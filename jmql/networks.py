@@ -1,5 +1,7 @@
 """The context encoder, the actor and the twin critic."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,17 +75,20 @@ def _within(size: int) -> Any:
 
 
 class MLP(nn.Module):
-    """ReLU layers and a linear output."""
+    """Layers and a linear output."""
 
     hidden_sizes: tuple[int, ...]
     output_size: int
+    activation: Callable[[Array], Array] = nn.relu
+    hidden_init: nn.initializers.Initializer = _FAN_IN_UNIFORM
+    output_init: nn.initializers.Initializer = _FAN_IN_UNIFORM
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., I] to [..., output_size]."""
         for size in self.hidden_sizes:
-            x = nn.relu(nn.Dense(size, kernel_init=_FAN_IN_UNIFORM)(x))
-        return nn.Dense(self.output_size, kernel_init=_FAN_IN_UNIFORM)(x)
+            x = self.activation(nn.Dense(size, kernel_init=self.hidden_init)(x))
+        return nn.Dense(self.output_size, kernel_init=self.output_init)(x)
 
 
 class Actor(nn.Module):
@@ -151,6 +156,49 @@ class Networks(NamedTuple):
         """Returns both values, [...] each, under critic weights."""
         q1, q2 = self.critic.apply(params, observation, history, action)
         return jnp.asarray(q1), jnp.asarray(q2)
+
+
+class ActorCritic(nn.Module):
+    """A Gaussian policy and a state value on one context encoder, in tanh layers of their own.
+
+    The standard deviation does not depend on what is seen.
+    """
+
+    hidden_sizes: tuple[int, ...]
+    context_size: int
+    action_size: int
+    initial_std: float
+
+    def setup(self) -> None:
+        """Names the parts."""
+        orthogonal = nn.initializers.orthogonal
+        tanh = functools.partial(
+            MLP, self.hidden_sizes, activation=nn.tanh, hidden_init=orthogonal(2**0.5)
+        )
+        self.encoder = ContextGRU(self.context_size)
+        self.policy = tanh(self.action_size, output_init=orthogonal(0.01))
+        self.critic = tanh(1, output_init=orthogonal(1.0))
+        self.log_std = self.param(
+            "log_std", nn.initializers.constant(jnp.log(self.initial_std)), (self.action_size,)
+        )
+
+    def context(self, history: History, begin: Array) -> Array:
+        """Returns z [..., Z] of windows [..., H] that go on from `begin` [..., Z]."""
+        return self.encoder(history, begin)
+
+    def distribution(self, observation: Array, context: Array) -> tuple[Array, Array]:
+        """Returns mean and log standard deviation of actions, [..., A] each."""
+        mean = self.policy(jnp.concatenate([observation, context], axis=-1))
+        return mean, jnp.broadcast_to(self.log_std, mean.shape)
+
+    def value(self, observation: Array, context: Array) -> Array:
+        """Returns values [...]."""
+        return self.critic(jnp.concatenate([observation, context], axis=-1))[..., 0]
+
+    def __call__(self, observation: Array, history: History, begin: Array) -> Any:
+        """Runs all parts."""
+        context = self.context(history, begin)
+        return self.distribution(observation, context), self.value(observation, context)
 
 
 def make(config: NetworkConfig, action_size: int) -> Networks:

@@ -304,12 +304,14 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _config(values: dict[str, Any]) -> Config:
-    """Returns a configuration from plain values by component, of which it has some."""
+    """Returns a configuration from plain values by name, of which there are some."""
     config = Config()
     for item in config.items():
-        component: Settings = getattr(config, item.name)
-        given = {name: _tuples(value) for name, value in values[item.name].items()}
-        changed = dataclasses.replace(cast(Any, component), **given)
+        changed = given = values.get(item.name, getattr(config, item.name))
+        if isinstance(given, dict):
+            component: Settings = getattr(config, item.name)
+            parts = {name: _tuples(value) for name, value in given.items()}
+            changed = dataclasses.replace(cast(Any, component), **parts)
         config = dataclasses.replace(config, **{item.name: changed})
     config.validate()
     return config

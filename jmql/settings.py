@@ -36,8 +36,8 @@ def bounded(default: Any, low: float, high: float, *, above: bool = False, **met
         low: the lowest value.
         high: the highest.
         above: `low` itself is not valid.
-        metadata: `kind`, where it is not that of the class; `shapes`, whether shapes follow from
-            the value, which is a fraction.
+        metadata: `kind`, where it is not that of the class; `shapes`, whether shapes, or weights
+            at the beginning, follow from the value, which is a fraction.
     """
     return field(default=default, metadata={"bounds": (low, high, above)} | metadata)
 

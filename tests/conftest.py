@@ -40,16 +40,16 @@ hypothesis.settings.load_profile("jmql")
 SLOW = {
     f"tests.test_{name}"
     for name in (
-        "adapt checkpoint door envs evaluate families figures hosts mesh mirror outside parity"
-        " policy population probes resume studies tracking train"
+        "adapt checkpoint door envs evaluate families figures hosts mesh mirror outside p3o"
+        " p3o_runs parity policy population probes resume studies tracking train"
     ).split()
 }
 
 
 # A worker takes a file at a time: the longest first, so that none is left alone with one.
 LONGEST = (
-    "resume parity cli sweep hosts envs population mirror mesh train adapt evaluate outside probes"
-    " door"
+    "resume parity p3o cli sweep hosts p3o_runs envs population mirror mesh train adapt evaluate"
+    " outside probes door"
 ).split()
 
 

@@ -238,7 +238,7 @@ HUGE_BATCH += ("--adapt.updates", "0")
 MISTAKES = {
     (): "train",
     ("trian",): "did you mean train?",
-    ("train",): "no task given; valid: ant_dir",
+    ("train",): "no task given; valid: ant, ant_dir",
     ("train", "--task", "ant_dri"): "did you mean ant_dir?",
     (*TRAIN, "--profile", "quik"): "did you mean quick?",
     ("train", "--task", "humanoid_dir"): "unknown profile of humanoid_dir 'quick'; valid: paper",
@@ -418,10 +418,19 @@ def test_without_a_key_wandb_is_offline(monkeypatch, tmp_path):
     assert tracking.wandb_mode("auto", {}) == "online"
 
 
-@pytest.mark.parametrize("profile", ["quick", "tuned", "paper"])
-def test_every_preset_is_valid(profile):
-    for task in presets.tasks(profile):
-        config = presets.preset(task, profile)
+PROFILES = ["quick", "tuned", "paper"]
+
+
+@pytest.mark.parametrize("algorithm", ["mql", "p3o"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_preset_is_valid(profile, algorithm):
+    assert {name: list(table) for name, table in presets.ALGORITHMS.items()} == {
+        "mql": PROFILES,
+        "p3o": PROFILES,
+    }
+    for task in presets.tasks(profile, algorithm):
+        config = presets.preset(task, profile, algorithm)
+        assert (config.task, config.profile, config.algorithm) == (task, profile, algorithm)
         config.validate()
         stored = json.dumps(dataclasses.asdict(config))
         assert from_json(stored) == config

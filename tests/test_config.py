@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import typing
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ def bounds(config, prefix=""):
             found |= bounds(getattr(config, item.name), f"{prefix}{item.name}.")
         elif "bounds" in item.metadata:
             found[prefix + item.name] = item.metadata["bounds"]
+    return found
+
+
+def numeric(config, prefix=""):
+    """Returns the dotted names of fields whose type admits a number."""
+    found = set()
+    for item in dataclasses.fields(config):
+        if isinstance(getattr(config, item.name), Settings):
+            found |= numeric(getattr(config, item.name), f"{prefix}{item.name}.")
+        elif {int, float} & {item.type, *typing.get_args(item.type)}:
+            found.add(prefix + item.name)
     return found
 
 
@@ -73,14 +85,19 @@ def test_the_ends_of_closed_bounds_are_valid(name, value):
 
 def test_every_number_has_a_bound():
     """So that a new field cannot be forgotten; words, choices among them and of yes and no have
-    none, and ranges are checked against the family.
+    none, and ranges are checked against the family. Where a word may stand in a number's place
+    there is one for the number.
     """
     numbers = {
         name
         for name, value in flatten(RunConfig()).items()
         if not isinstance(value, bool | str) and not name.endswith(("_ranges", "tags"))
     }
-    assert set(bounds(RunConfig())) == numbers
+    worded = {
+        name for name, value in flatten(RunConfig()).items() if isinstance(value, str)
+    } & numeric(RunConfig())
+    assert worded == {"p3o.clip", "p3o.kl_coef"}
+    assert set(bounds(RunConfig())) == numbers | worded
 
 
 def test_every_setting_is_of_one_kind():

@@ -23,7 +23,7 @@ LEVELS = (
     {"inputs"},
     {"learner", "rollout", "td3", "propensity"},
     {"adapt", "train"},
-    {"evaluate", "mql"},
+    {"evaluate", "mql", "p3o"},
     {"cycle", "policy"},
 )
 
@@ -84,21 +84,25 @@ def test_envs_import_nothing_of_the_other_rooms():
 
 
 def test_one_file_imports_a_physics_engine():
-    """But for the anchor of the arm, whose business is another simulator."""
+    """But for anchors, whose business is another's simulator or learner."""
     found = {path for room in ROOMS for path in FILES[room] if packages(path) & ENGINES}
-    assert found == {ROOT / "envs/physics.py", ROOT / "experiments/anchors/arm.py"}
+    names = ("arm", "brax_ppo", "gymnasium_play")
+    anchors = {ROOT / f"experiments/anchors/{name}.py" for name in names}
+    assert found == {ROOT / "envs/physics.py"} | anchors
     for path in FILES["jmql"] + FILES["experiments"]:
         assert "etils" not in packages(path), path
 
 
 def test_families_do_not_import_each_other():
+    """But for single tasks, which have the bodies of others, and which nobody imports."""
     families = {path.partition(":")[0] for path in envs.FAMILIES.values()}
     shared = ("envs.base.", "envs.physics.", "envs.locomotion.")
+    lent = {"envs.single": ("envs.ant.", "envs.cheetah.", "envs.humanoid.")}
     for module in families:
         path = ROOT / f"{module.replace('.', '/')}.py"
         ours = {name for name in imports(parse(path)) if name.split(".")[0] == "envs"}
         assert ours, path
-        assert all(name.startswith(shared) for name in ours), path
+        assert all(name.startswith(shared + lent.get(module, ())) for name in ours), path
     for name in ("base", "physics", "locomotion"):
         assert not imports(parse(ROOT / f"envs/{name}.py")) & families
 

@@ -20,7 +20,9 @@ case "$*" in
   "-m pip install"*) [ -e "$bin/pip" ] && cp "$0" "$bin/jmql" ;;
 esac
 """
-OURS = {"ARGS", "DEVICE", "PROFILE", "PYTHON", "RESUME", "RUN", "SEED", "SEEDS", "TASK", "VENV"}
+OURS = {"ALGO", "ARGS", "DEVICE", "PROFILE", "PYTHON", "RESUME", "RUN", "SEED", "SEEDS", "TASK"}
+OURS |= {"VENV"}
+FLAGS = {"ALGO": "algorithm"}  # others are called as the variable is
 ODD = """a b  c's "d" $e $(shell touch f) `g` #h, \\i;* $(j"""
 
 
@@ -54,15 +56,16 @@ def calls(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     ("command", "name"),
-    [("train", x) for x in ("TASK", "PROFILE", "SEED", "SEEDS", "RESUME")]
+    [("train", x) for x in ("TASK", "ALGO", "PROFILE", "SEED", "SEEDS", "RESUME")]
     + [("evaluate", "RUN"), ("export", "RUN"), ("export", "OUT")],
 )
 def test_a_value_arrives_as_it_was_given(folder, command, name):
     assert make(folder, command).stdout.splitlines()[-1] == command  # no flag without a value
+    flag = FLAGS.get(name, name.lower())
     for words, environment in (([f"{name}={ODD}"], {}), ([], {name: ODD})):
         done = make(folder, command, *words, "ARGS=--more '1 2'", **environment)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines() == [command, f"--{name.lower()}", ODD, "--more", "1 2"]
+        assert done.stdout.splitlines() == [command, f"--{flag}", ODD, "--more", "1 2"]
     assert not (folder / "f").exists()
 
 

@@ -18,7 +18,7 @@ from jmql.settings import ConfigError
 from tests import tiny
 
 TRUE, FALSE = jnp.array(True), jnp.array(False)
-# Each number has another value.
+# Each number that Meta-Q-Learning reads has another value.
 OTHER = settings.replaced(
     tiny.CONFIG,
     {
@@ -50,7 +50,9 @@ def ends(built, numbers):
 
 def test_every_number_of_a_member_is_that_of_a_run_alone():
     ours, theirs = settings.numbers(tiny.CONFIG), settings.numbers(OTHER)
-    assert all(ours[name] != theirs[name] for name in ours)
+    # None is left out but those of P3O, which tests/test_p3o.py holds: these learners read none.
+    same = {name for name in ours if ours[name] == theirs[name]}
+    assert same == {name for name in ours if name.startswith("p3o.")}
     together = population.build([tiny.CONFIG, OTHER])
     together = dataclasses.replace(together, env=tiny.build().env)
     both = ends(together, together.numbers)
