@@ -16,7 +16,7 @@ from experiments import guard, memory, run, statistics, terminal
 from experiments.config import RunConfig, RunFailed, Study, all_seeds
 from experiments.program import EQUAL, Program, each, explicit, learner_of
 from experiments.program import split as named_split
-from experiments.terminal import columns, console
+from experiments.terminal import called, console
 from jmql import evaluate as algorithm
 from jmql.keys import derive
 from jmql.learner import NewData
@@ -58,7 +58,14 @@ def evaluate(folder: Path, config: RunConfig, study: Study) -> None:
         shots = max(1, *study.shots)
         config = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, shots=shots))
     program = run.load(folder, config, min(study.num_tasks, _CHUNK))
-    if not program.config.checkpoint.replay:
+    adapts = program.learner.adapt is not None
+    for name in ("updates", "ablations") if not adapts else ():
+        if getattr(study, name):
+            raise ConfigError(
+                f"{name} is {getattr(study, name)}; valid for runs that adapt, and"
+                f" {program.config.algorithm} does not"
+            )
+    if adapts and not program.config.checkpoint.replay:
         raise ConfigError(
             f"{folder} was saved without its replay (checkpoint.replay False);"
             " adaptation needs one: valid are runs that saved it"
@@ -158,7 +165,8 @@ def _evaluate(
     key = derive(key, "fresh evaluation")
     of = f"on {study.num_tasks} fresh held-out tasks"
     ways: dict[str, tuple[Program, Result]] = {}
-    with console.status(f"adapting to {study.num_tasks} tasks") as status:
+    what = "adapting to" if program.learner.adapt else "playing"
+    with console.status(f"{what} {study.num_tasks} tasks") as status:
         adapt = prepare(program, state, tasks, key, with_data=study.ablations)
         as_set = adapt(program.config.adapt.updates)
         ways["as set"] = program, as_set
@@ -177,11 +185,12 @@ def _evaluate(
             other, sees = oracle
             ways["oracle"] = other, prepare(other, sees, tasks, key)(0)
     stages, steps = _stages(program, study), _steps(program, state)
+    gains = len(program.stages) > 1
     terminal.table(
         f"{program.config.task} after {steps:,} steps, {of}: interquartile mean of returns, with"
         " 95 % intervals",
-        [*stages, "gain", "worst fifth"],
-        [(name, _cells(result, [*stages.values()])) for name, (_, result) in ways.items()],
+        [*stages, *(["gain"] if gains else []), "worst fifth"],
+        [(name, _cells(result, [*stages.values()], gains)) for name, (_, result) in ways.items()],
     )
     for extra in terminal.extras(as_set.metrics):
         at = [stage.replace("return", extra) for stage in stages.values()]
@@ -190,7 +199,8 @@ def _evaluate(
             for way, (_, result) in ways.items()
         ]
         terminal.table(f"{extra}, mean", stages, means)
-    terminal.warn_if_reuse_is_off(_summary(program, as_set)["adapt/beta_zero_share"].tolist())
+    zero_share = _summary(program, as_set).get("adapt/beta_zero_share", np.zeros(0))
+    terminal.warn_if_reuse_is_off(zero_share.tolist())
     failed = as_set.metrics["failed"]
     names, blew_up = terminal.task_names(program.env, tasks), as_set.metrics["blew_up"].sum()
     terminal.warn_of_troubles(0, blew_up, failed.sum(), failed.tolist(), names, program.env)
@@ -225,14 +235,17 @@ def _oracle(program: Program, folder: Path) -> tuple[Program, TrainState]:
         ConfigError: it is another family's, or does not see the task.
     """
     config, wanted = run.read_config(folder), {"observe_task": True}
-    wanted |= {name: getattr(program.config, name) for name in ("task", "backend")}
+    same = ("task", "backend", "algorithm", "context_span")
+    wanted |= {name: getattr(program.config, name) for name in same}
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise ConfigError(
                 f"oracle is {folder}, whose {name} is {getattr(config, name)}; valid: a run whose"
                 f" {name} is {value}"
             )
-    idle = dataclasses.replace(program.config.adapt, step1_updates=0, updates=0)
+    idle = program.config.adapt
+    if program.learner.adapt:
+        idle = dataclasses.replace(idle, step1_updates=0, updates=0)
     episodes = program.config.evaluate.episodes
     config = dataclasses.replace(
         config,
@@ -260,12 +273,12 @@ def _stages(program: Program, study: Study) -> dict[str, str]:
         names = ["before", *(f"shot {i}" for i in range(1, 1 + len(shots)))]
         return {names[i]: (first, *shots)[i] for i in sorted(set(study.shots))}
     stages = terminal.shown(program)
-    return dict(zip(columns(stages), stages, strict=True))
+    return {called(program.config, stage): stage for stage in stages}
 
 
-def _cells(result: Result, stages: list[str]) -> list[str]:
-    """Returns what a table shows of each stage, of the mean gain of the last over no adaptation,
-    and of the worst fifth after the last.
+def _cells(result: Result, stages: list[str], gains: bool = True) -> list[str]:
+    """Returns what a table shows of each stage, of the mean gain of the last over no adaptation, if
+    there is any, and of the worst fifth after the last.
     """
     returns = [result.metrics[stage] for stage in stages]
 
@@ -275,7 +288,8 @@ def _cells(result: Result, stages: list[str]) -> list[str]:
         return f"{statistic(values.ravel()):.1f}\n[{low:.{digits}f}, {high:.{digits}f}]"
 
     shown = [cell(values, statistics.interquartile_mean) for values in returns]
-    shown.append(cell(returns[-1] - result.metrics["return_pre"], statistics.mean))
+    if gains:
+        shown.append(cell(returns[-1] - result.metrics["return_pre"], statistics.mean))
     return [*shown, f"{statistics.worst_fifth(returns[-1].ravel()):.1f}"]
 
 
@@ -293,7 +307,7 @@ def _rows(program: Program, result: Result, common: dict[str, Any]) -> list[dict
         row: dict[str, Any] = {"seed": trained} | common
         row["measured"] = flatten(program.config, Kind.MEASURED)
         row |= {k: float(v[i]) for k, v in sorted(summary.items()) if np.isfinite(v[i])}
-        for name in (*program.stages, "reuse"):
+        for name in (*program.stages, *({"reuse"} & result.metrics.keys())):
             row[f"tasks/{name}"] = result.metrics[name][i].tolist()
         row["tasks/failed"] = result.metrics["failed"][i].astype(int).tolist()
         rows.append(row)

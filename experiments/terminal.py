@@ -16,11 +16,10 @@ from envs.base import Environment
 from experiments import memory
 from experiments.population import differing
 from experiments.program import Program
+from jmql.config import Config
 from jmql.types import Task
 
-# How stages are called in a table; others by their own names.
 _STEP1 = "return_step1"
-_STAGES = {"return_pre": "before", _STEP1: "after step 1", "return_post": "after"}
 
 # Episodes whose physics was not finite, in training and in evaluation, and adaptations whose
 # weights were not.
@@ -187,9 +186,16 @@ def shown(program: Program) -> list[str]:
     return [x for x in program.stages if program.config.adapt.step1_updates or x != _STEP1]
 
 
-def columns(stages: Iterable[str]) -> list[str]:
-    """Returns how the stages of `Program.stages` are called in a table."""
-    return [_STAGES.get(stage, stage.removeprefix("return_")) for stage in stages]
+def called(config: Config, stage: str) -> str:
+    """Returns what a stage of `Program.stages` is called, such as `before` of `return_pre`."""
+    short = stage.removeprefix("return_")
+    if config.algorithm == "mql":
+        names = {"pre": "before", "step1": "after step 1", "post": "after"}
+        return names.get(short, short.replace("shot", "shot "))
+    if config.context_span == "episode":
+        return "trained"
+    number = {"pre": 1, "post": config.p3o.trial_episodes}.get(short)
+    return f"episode {number or short.removeprefix('episode')}"
 
 
 def header(program: Program, folders: Sequence[Path], steps: int) -> None:
@@ -205,7 +211,7 @@ def header(program: Program, folders: Sequence[Path], steps: int) -> None:
     replay = memory.size(program.shapes.memory.data)
     console.print(config.task, style="bold", end="")
     console.print(
-        f" · {config.profile} · backend {config.backend}"
+        f" · {config.algorithm} · {config.profile} · backend {config.backend}"
         f" · {device.platform} {device.device_kind} x{program.mesh.size}"
         f" · JAX {jax.__version__}\n"
         f"{what} · {config.tasks.train} training and {config.tasks.held_out} held-out tasks"
@@ -274,7 +280,7 @@ def report(program: Program, runs: Mapping[Path, Sequence[Mapping[str, Any]]]) -
     table(
         f"return on {config.tasks.held_out} held-out tasks after {every[0]['env_steps']:,} steps"
         + (f", mean ± std over {seeds} seeds" if seeds > 1 else ""),
-        ["untrained", *columns(stages)],
+        ["untrained", *(called(config, stage) for stage in stages)],
         lines,
     )
     warn_if_reuse_is_off([row.get("adapt/beta_zero_share") for row in every])

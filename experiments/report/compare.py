@@ -165,10 +165,10 @@ def _curves(it: Source) -> list[Curve]:
     for i, seed in enumerate(all_seeds(it.config)):
         returns: dict[str, list[np.ndarray]] = {stage: [] for stage in _STAGES}
         for steps in it.steps:
-            for stage in _STAGES:
-                values = it.values(f"tasks/{stage}", steps)
+            for stage, read in zip(_STAGES, ("return_pre", it.last), strict=True):
+                values = it.values(f"tasks/{read}", steps)
                 if values is None:
-                    values = it.values(f"eval/{stage}", steps)
+                    values = it.values(f"eval/{read}", steps)
                 assert values is not None
                 returns[stage].append(np.atleast_1d(values[i]))
         found.append(
@@ -325,6 +325,12 @@ def cautions(groups: Sequence[Group], steps: float) -> list[str]:
     for name in ("adapt.shots", "adapt.episodes"):
         if len({one[name] for one in flat}) > 1:
             said.append(f"{name} differs: 'after' is after more new data in some groups")
+    for group in groups:
+        config = group.sources[0].config
+        if config.context_span == "trial":
+            said.append(f"{group.name}: 'after' is episode {config.p3o.trial_episodes} of a trial")
+        elif config.algorithm == "p3o":
+            said.append(f"{group.name} does not adapt: 'after' is 'before'")
     shortest = min(groups, key=lambda group: group.reach("steps"))
     if any(group.reach("steps") > steps for group in groups):
         said.append(f"compared at {steps:,.0f} steps, where {shortest.name} is")

@@ -1,4 +1,4 @@
-"""Plays held-out tasks before and after adaptation, and keeps what a page shows of them."""
+"""Plays held-out tasks before and after adaptation, or first and last in a trial, for a page."""
 
 import dataclasses
 import functools
@@ -12,12 +12,13 @@ import numpy as np
 from experiments import run
 from experiments.program import Program
 from experiments.report.source import EPISODES
-from experiments.terminal import task_names
-from jmql import evaluate, inputs, networks, rollout
+from experiments.terminal import called, task_names
+from jmql import evaluate, rollout
 from jmql.keys import derive
+from jmql.rollout import ActorCarry
 from jmql.settings import ConfigError
 from jmql.train import TrainState
-from jmql.types import Actor, Array, Key, Task
+from jmql.types import Actor, Array, Key, Policy, Task
 
 _TASKS, _BODIES = 8, 4  # played, at the most: of points, and of bodies, which take longer
 _FRAMES = 100  # of an episode, at the most, of which the body is kept
@@ -25,11 +26,13 @@ _FRAMES = 100  # of an episode, at the most, of which the body is kept
 
 def record(folder: Path) -> None:
     """Writes episodes.npz: the first seed of a run on some of its held-out tasks, one episode
-    before and one after adaptation, from the same start.
+    before and one after adaptation, from the same start; or, where there is no adaptation, the
+    first and the last of a trial.
 
-    Leaves are [K, 2, T, ...] of tasks, of before and after, and of steps: `alive`, `reward`,
-    `context` [Z], `place` [2] (m), where a family has one, and of every `frame`-th step the body,
-    `ends` [G, 2, 3] of capsules with `radius` [G] and `corners` [N, 8, 3] of boxes (m).
+    Leaves are [K, N, T, ...] of tasks, of these episodes, which are called `sides`, and of steps:
+    `alive`, `reward`, `context` [Z], `place` [2] (m), where a family has one, and of every
+    `frame`-th step the body, `ends` [G, 2, 3] of capsules with `radius` [G] and `corners`
+    [N, 8, 3] of boxes (m).
 
     Raises:
         ConfigError: the run has no checkpoint yet, or was saved without its replay.
@@ -38,7 +41,7 @@ def record(folder: Path) -> None:
     # On one device, on however many it was trained.
     program = run.load(folder, dataclasses.replace(run.read_config(folder), devices=1))
     state = jax.tree.map(lambda x: x[0], run.trained(folder, program))
-    if not program.config.checkpoint.replay:
+    if program.learner.adapt and not program.config.checkpoint.replay:
         raise ConfigError(f"{folder} was saved without its replay, which adaptation needs")
     count = len(jax.tree.leaves(program.held_out)[0])
     most = min(count, _BODIES if hasattr(program.env, "shapes") else _TASKS)
@@ -54,6 +57,7 @@ def record(folder: Path) -> None:
     numbered = len(set(names)) < len(names)
     found["names"] = np.array([f"{i}: {x}" if numbered else x for i, x in enumerate(names)])
     found["frame"] = np.array(every)
+    found["sides"] = np.array([called(program.config, stage) for stage in ends(program)])
     found["dt"] = np.array(getattr(program.env, "dt", 0.0))
     found["env_steps"] = np.array(int(state.rounds) * program.config.steps_per_round)
     new = folder / f".{EPISODES}"
@@ -62,11 +66,16 @@ def record(folder: Path) -> None:
     new.replace(folder / EPISODES)
 
 
+def ends(program: Program) -> tuple[str, ...]:
+    """Returns the first stage of an evaluation, and the last, if there is another."""
+    return tuple(dict.fromkeys((program.stages[0], program.stages[-1])))
+
+
 def play(program: Program, state: TrainState, tasks: Task, key: Key) -> dict[str, np.ndarray]:
-    """Plays tasks [K], an episode before and one after adaptation each, from the same start.
+    """Plays tasks [K], the episodes of each that `record` names.
 
     Returns:
-        Leaves [K, 2, T, ...], as `record` writes them, the body of every step.
+        Leaves [K, N, T, ...], as `record` writes them, the body of every step.
     """
     keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
     played = jax.jit(jax.vmap(functools.partial(_play, program, state.agent, state.memory)))
@@ -74,43 +83,60 @@ def play(program: Program, state: TrainState, tasks: Task, key: Key) -> dict[str
 
 
 def _play(program: Program, agent: Any, memory: Any, task: Task, key: Key) -> dict[str, Array]:
-    """Returns the episodes of one task, leaves [2, T, ...]."""
+    """Returns the episodes of one task, leaves [N, T, ...]."""
     config, env, learner = program.config, program.env, program.learner
+    if learner.adapt is None:
+        return _trial(program, learner.actor(agent), task, key)
     task_key, draws = derive(key, "task"), derive(key, "adaptation")
     _, _, adapted = evaluate.evaluate_task(
         config, env, learner, agent, memory, task, task_key, draws
     )
-    shots = max(0, len(learner.stages) - 1)
-    games = evaluate.games_of(config, env, task, task_key, shots)
+    games = evaluate.games_of(config, env, task, task_key, len(learner.stages) - 1)
     games = jax.tree.map(lambda x: x[-1], games)
     start = jax.tree.map(lambda x: x[0], games.starts)
     step_key = jax.random.split(games.key, len(games.starts.step))[0]
     before = learner.actor(agent)
     actors = jax.tree.map(lambda x, y: jnp.stack([x, y]), before, adapted)
-    play = functools.partial(_episode, program, start, games.reach, step_key)
-    return jax.vmap(play)(actors)
+
+    def one(actor: Actor) -> dict[str, Array]:
+        policy = learner.greedy(actor, games.reach, 0.0)
+        return _episode(env, policy, rollout.begin(policy, start), step_key)[1]
+
+    return jax.vmap(one)(actors)
 
 
-def _episode(
-    program: Program, start: Any, reach: Array, key: Key, actor: Actor
-) -> dict[str, Array]:
-    config, env = program.config, program.env
-    nets = networks.make(config.network, env.action_size)
-    policy = program.learner.greedy(actor, reach, 0.0)
-    length = max(config.network.history_length, config.evaluate.history_length)
+def _trial(program: Program, actor: Actor, task: Task, key: Key) -> dict[str, Array]:
+    """Returns the first and the last episode of a trial, if it has two."""
+    env, count = program.env, len(program.stages)
+    policy = program.learner.greedy(actor, jnp.int32(0), 0.0)
+    start_key, key = derive(key, "starts"), derive(key, "episodes")
+    starts = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(start_key, count), task)
+    first = rollout.begin(policy, jax.tree.map(lambda x: x[0], starts))
+
+    def one(history: Any, at: tuple[Any, Key]) -> tuple[Any, dict[str, Array]]:
+        start, key = at
+        row = first.replace(env_state=start, history=history)
+        return _episode(env, policy, row, key)
+
+    _, found = jax.lax.scan(one, first.history, (starts, jax.random.split(key, count)))
+    return jax.tree.map(lambda x: x[jnp.array(sorted({0, count - 1}))], found)
+
+
+def _episode(env: Any, policy: Policy, start: ActorCarry, key: Key) -> tuple[Any, dict[str, Array]]:
+    """Returns what is remembered at the end of an episode, and what a page shows of it [T, ...]."""
 
     def step(carry: tuple[Any, Array], key: Key) -> Any:
-        row, on = carry
-        age = jnp.arange(length)[::-1]  # as the policy sees it
-        history = row.history.replace(mask=row.history.mask & (age < reach))
-        _, shown = inputs.show(actor.scale, row.env_state.observation, history)
-        seen = {"context": nets.context(actor.weights, shown), "alive": on} | _of_body(env, row)
-        row, transition = rollout.act(env, policy, row, key)
+        before, on = carry
+        seen = {"context": policy.context(before.history), "alive": on} | _of_body(env, before)
+        row, transition = rollout.act(env, policy, before, key)
         seen["reward"] = transition.reward
-        return (row, on & ~(transition.terminated | transition.truncated)), seen
+        history = evaluate.where(on, row.history, before.history)
+        on &= ~(transition.terminated | transition.truncated)
+        return (row.replace(history=history), on), seen
 
-    begin = rollout.begin(env, start, length), jnp.ones((), bool)
-    return jax.lax.scan(step, begin, jax.random.split(key, env.episode_length))[1]
+    begin = start, jnp.ones((), bool)
+    (row, _), seen = jax.lax.scan(step, begin, jax.random.split(key, env.episode_length))
+    return row.history, seen
 
 
 def _of_body(env: Any, row: Any) -> dict[str, Array]:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from experiments.config import RunFailed
+from experiments.report.source import sides_of
 
 _HERE = Path(__file__).parent
 
@@ -90,7 +91,7 @@ def replay(episodes: dict[str, np.ndarray]) -> str:
     tasks: list[dict[str, Any]] = []
     for i, name in enumerate(episodes["names"]):
         both = []
-        for side in (0, 1):
+        for side in range(episodes["alive"].shape[1]):
             alive = episodes["alive"][i, side]
             last = -(-int(alive.sum()) // every)
             frames = [
@@ -109,9 +110,11 @@ def replay(episodes: dict[str, np.ndarray]) -> str:
         f'<option value="{i}">{html.escape(one["name"])}</option>' for i, one in enumerate(tasks)
     )
     seconds = every * float(episodes["dt"]) or 0.05
+    sides = sides_of(episodes)
+    shown = {"tasks": tasks, "seconds": seconds, "sides": sides}
     return (
-        f'<div class="replay">{_data({"tasks": tasks, "seconds": seconds})}'
-        '<canvas role="img" aria-label="bodies before and after adaptation"></canvas>'
+        f'<div class="replay">{_data(shown)}'
+        f'<canvas role="img" aria-label="bodies: {" and ".join(sides)}"></canvas>'
         f"<form><button>Play</button><label>task <select>{options}</select></label>"
         '<input type="range" min="0" value="0" aria-label="time"></form></div>'
     )

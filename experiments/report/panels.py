@@ -10,25 +10,20 @@ from plotly.subplots import make_subplots
 
 import envs
 from experiments import statistics
-from experiments.report.source import AS_SET, Row, Source, finite
+from experiments.report.source import AS_SET, Row, Source, finite, sides_of
+from experiments.terminal import called
 
 # After Okabe and Ito, whose colours all eyes tell apart, on white and on black; lines differ in
 # dashes and points in shape, too.
 BEFORE, AFTER = "#2f8fd8", "#d55e00"
 COLORS = (BEFORE, AFTER, "#009e73", "#cc79a7", "#e69f00", "#8a8a8a")
+_MARKS = ((BEFORE, "circle-open"), (AFTER, "diamond"))
 DASHES = ("dash", "solid", "dot", "dashdot", "longdash", "longdashdot")
-_NAMES = {"pre": "before", "post": "after", "step1": "after step 1"}
 _BINS = 64  # rows and columns of a map, at the most
 
 
 # What a stage looks like, everywhere; shots between the first and the last have what is left.
 _LOOKS = {"pre": 0, "post": 1, "step1": 2}
-
-
-def stage_name(stage: str) -> str:
-    """Returns what a stage is called, such as `before` of `return_pre`."""
-    short = stage.removeprefix("eval/").removeprefix("tasks/").removeprefix("return_")
-    return _NAMES.get(short, short.replace("shot", "shot "))
 
 
 def stages(source: Source) -> list[str]:
@@ -48,7 +43,8 @@ def _turn(name: str) -> tuple[int, int]:
     """Sorts stages as they come."""
     short = name.rpartition("_")[2]
     order = {"pre": 0, "step1": 1, "post": 3}
-    return (2, int(short[4:])) if re.fullmatch(r"shot\d+", short) else (order.get(short, 4), 0)
+    found = re.fullmatch(r"(?:shot|episode)(\d+)", short)
+    return (2, int(found[1])) if found else (order.get(short, 4), 0)
 
 
 Point = tuple[int, float, float, float]  # steps or shots, a mean, and its 95 % interval
@@ -92,7 +88,7 @@ def learning(source: Source) -> go.Figure | None:
         look = _LOOKS.get(stage.removeprefix("return_"), 3 + i)
         steps, means, lows, highs = map(list, zip(*curve, strict=True))
         for column, x in ((1, steps), (2, [minutes.get(step) for step in steps])):
-            add_curve(figure, look, stage_name(stage), x, means, (lows, highs), column)
+            add_curve(figure, look, called(source.config, stage), x, means, (lows, highs), column)
     figure.update_xaxes(title_text="environment steps", col=1)
     figure.update_xaxes(title_text="minutes", col=2)
     figure.update_yaxes(title_text="return on held-out tasks", col=1)
@@ -104,9 +100,10 @@ def gain(source: Source) -> go.Figure | None:
     points = over_seeds(source, "return_post", over="return_pre")
     if not points:
         return None
+    last, first = (called(source.config, stage) for stage in ("return_post", "return_pre"))
     figure = make_subplots(1, 1)
     steps, means, lows, highs = map(list, zip(*points, strict=True))
-    add_curve(figure, 2, "after minus before", steps, means, (lows, highs))
+    add_curve(figure, 2, f"{last} minus {first}", steps, means, (lows, highs))
     figure.update_xaxes(title_text="environment steps")
     figure.update_yaxes(title_text="gain of return", zeroline=True, zerolinewidth=2)
     return sized(figure, 300, legend=False)
@@ -169,26 +166,36 @@ def sized(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
     return figure
 
 
-def final_tasks(source: Source) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
-    """Returns the held-out tasks, and their returns before and after [S, K] at the last step."""
+# Parameters of tasks [K, ...], and returns [S, K] by what first and last stages are called.
+OfTasks = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def final_tasks(source: Source) -> OfTasks | None:
+    """Returns the held-out tasks, and their returns at the last step."""
     for steps in reversed(source.steps):
-        before = source.values("tasks/return_pre", steps)
-        after = source.values("tasks/return_post", steps)
-        if before is not None and after is not None:
-            return source.parameters("held_out"), before, after
+        found = {stage: source.values(f"tasks/{stage}", steps) for stage in ends(source)}
+        if all(values is not None for values in found.values()):
+            return source.parameters("held_out"), _by_name(source, found)
     return None
 
 
-def study_tasks(source: Source) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
+def study_tasks(source: Source) -> OfTasks | None:
     """Returns the same of the newest `make evaluate`."""
     rows = as_set(source)
-    if not rows or not all("tasks/return_post" in row for row in rows):
+    if not rows or not all(f"tasks/{stage}" in row for row in rows for stage in ends(source)):
         return None
     parameters = {k: np.array(v) for k, v in rows[0].get("tasks/parameters", {}).items()}
-    before, after = (
-        np.array([row[f"tasks/return_{stage}"] for row in rows]) for stage in ("pre", "post")
-    )
-    return parameters, before, after
+    found = {stage: np.array([row[f"tasks/{stage}"] for row in rows]) for stage in ends(source)}
+    return parameters, _by_name(source, found)
+
+
+def ends(source: Source) -> list[str]:
+    """Returns the first stage that is reported, and the last, if there is another."""
+    return list(dict.fromkeys(("return_pre", source.last)))
+
+
+def _by_name(source: Source, found: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {called(source.config, stage): values for stage, values in found.items()}
 
 
 def as_set(source: Source) -> list[Row]:
@@ -196,33 +203,24 @@ def as_set(source: Source) -> list[Row]:
     return [row for row in source.studies if row["adapted"] == AS_SET]
 
 
-def by_task(
-    source: Source, found: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None
-) -> go.Figure | None:
-    """Returns before and after over the parameter of a task: an angle in a circle, a place on the
-    plane, a number along an axis; else over the tasks as they come.
+def by_task(source: Source, found: OfTasks | None) -> go.Figure | None:
+    """Returns first and last stage over the parameter of a task: an angle in a circle, a place on
+    the plane, a number along an axis; else over the tasks as they come.
     """
     if found is None:
         return None
-    parameters, before, after = found
-    returns = before.mean(0), after.mean(0)
+    parameters, seeds = found
+    returns = {stage: values.mean(0) for stage, values in seeds.items()}
     leaf = next(iter(parameters.values())) if len(parameters) == 1 else np.zeros(())
     (name, *_) = (*parameters, "task")
     if leaf.ndim == 2 and leaf.shape[1] == 2:
         return _on_the_plane(source, name, leaf, returns)
     if leaf.ndim == 1 and name == "angle":
         return _on_a_circle(leaf, returns)
-    x = leaf if leaf.ndim == 1 else np.arange(before.shape[1])
     figure = go.Figure()
-    for values, of_seeds, stage, color, symbol in zip(
-        returns,
-        (before, after),
-        ("before", "after"),
-        (BEFORE, AFTER),
-        ("circle-open", "diamond"),
-        strict=True,
-    ):
-        spread = {}
+    for (stage, of_seeds), (color, symbol) in zip(seeds.items(), _MARKS, strict=False):
+        spread, values = {}, returns[stage]
+        x = leaf if leaf.ndim == 1 else np.arange(len(values))
         if len(of_seeds) > 1:
             ends = of_seeds.max(0) - values, values - of_seeds.min(0)
             spread = {"error_y": dict(array=finite(ends[0]), arrayminus=finite(ends[1]))}
@@ -247,12 +245,10 @@ def _meaning(source: Source, parameter: str) -> str:
         return parameter
 
 
-def _on_a_circle(angles: np.ndarray, returns: tuple[np.ndarray, np.ndarray]) -> go.Figure:
+def _on_a_circle(angles: np.ndarray, returns: dict[str, np.ndarray]) -> go.Figure:
     figure = go.Figure()
     turn = np.argsort(angles)
-    for values, stage, color, symbol in zip(
-        returns, ("before", "after"), (BEFORE, AFTER), ("circle-open", "diamond"), strict=True
-    ):
+    for (stage, values), (color, symbol) in zip(returns.items(), _MARKS, strict=False):
         figure.add_scatterpolar(
             theta=finite(np.degrees(angles[turn])),
             r=finite(values[turn]),
@@ -268,24 +264,24 @@ def _on_a_circle(angles: np.ndarray, returns: tuple[np.ndarray, np.ndarray]) -> 
     return sized(figure, 460)
 
 
-def _ends(returns: Sequence[np.ndarray]) -> tuple[float, float]:
+def _ends(returns: dict[str, np.ndarray]) -> tuple[float, float]:
     """Returns the lowest and the highest return that are finite."""
-    values = np.concatenate(returns)
+    values = np.concatenate(list(returns.values()))
     values = values[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
 
 
 def _on_the_plane(
-    source: Source, name: str, places: np.ndarray, returns: tuple[np.ndarray, np.ndarray]
+    source: Source, name: str, places: np.ndarray, returns: dict[str, np.ndarray]
 ) -> go.Figure:
     figure = make_subplots(
-        1, 2, shared_yaxes=True, subplot_titles=("before", "after"), horizontal_spacing=0.04
+        1, len(returns), shared_yaxes=True, subplot_titles=list(returns), horizontal_spacing=0.04
     )
     trained = source.parameters("train").get(name)
     low, high = _ends(returns)
     figure.update_xaxes(title_text=f"{name}, x")
     figure.update_yaxes(title_text=f"{name}, y", col=1)
-    for column, values in enumerate(returns, 1):
+    for column, values in enumerate(returns.values(), 1):
         if trained is not None and trained.ndim == 2:
             figure.add_scatter(
                 x=finite(trained[:, 0]),
@@ -469,15 +465,16 @@ def paths(source: Source) -> go.Figure | None:
     episodes = source.episodes
     if "place" not in episodes:
         return None
+    sides = sides_of(episodes)
     figure = make_subplots(
-        1, 2, shared_yaxes=True, subplot_titles=("before", "after"), horizontal_spacing=0.04
+        1, len(sides), shared_yaxes=True, subplot_titles=sides, horizontal_spacing=0.04
     )
     colors = _along(source, len(episodes["place"]))
     goals = episodes.get("task/goal")
     flat = not np.ptp(episodes["place"][..., 1])
     time = np.arange(episodes["place"].shape[2]) * (float(episodes["dt"]) or 1.0)
     for i, name in enumerate(episodes["names"]):
-        for column in (1, 2):
+        for column in range(1, 1 + len(sides)):
             path = episodes["place"][i, column - 1][episodes["alive"][i, column - 1]]
             figure.add_scatter(
                 x=finite(time[: len(path)] if flat else path[:, 0]),
@@ -528,13 +525,25 @@ def health(source: Source) -> go.Figure | None:
         "train/q": "mean Q",
         "train/weight_norm": "norm of all weights",
     }
+    if source.config.algorithm == "p3o":
+        names = {
+            "collect/return": "return while collecting",
+            "train/ess": "effective sample size of replay",
+            "train/kl": "KL divergence from the past",
+            "train/entropy": "entropy",
+            "train/value_loss": "value loss",
+            "train/weight_norm": "norm of all weights",
+        }
     if not any(source.curve(name)[0] for name in names):
         return None
-    figure = make_subplots(2, 2, subplot_titles=list(names.values()), vertical_spacing=0.2)
+    rows = len(names) // 2
+    figure = make_subplots(
+        rows, 2, subplot_titles=list(names.values()), vertical_spacing=0.4 / rows
+    )
     for i, (name, label) in enumerate(names.items()):
         x, y = source.curve(name)
         line = dict(color=COLORS[i], dash=DASHES[1])
         place = dict(row=i // 2 + 1, col=i % 2 + 1)
         figure.add_scatter(x=x, y=finite(y), name=label, line=line, mode="lines", **place)
-    figure.update_xaxes(title_text="environment steps", row=2)
-    return sized(figure, 520, legend=False)
+    figure.update_xaxes(title_text="environment steps", row=rows)
+    return sized(figure, 260 * rows, legend=False)

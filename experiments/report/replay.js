@@ -1,7 +1,7 @@
-// Replays bodies in three dimensions: before adaptation on the left, after it on the right. The eye
+// Replays bodies in three dimensions: the first episode on the left, the last on the right. The eye
 // follows the body; dragging turns it.
 for (const place of document.querySelectorAll('.replay')) {
-  const { tasks, seconds } = JSON.parse(place.querySelector('script').textContent);
+  const { tasks, seconds, sides } = JSON.parse(place.querySelector('script').textContent);
   const canvas = place.querySelector('canvas'), pen = canvas.getContext('2d');
   const [task, play, slider] = ['select', 'button', 'input'].map(name => place.querySelector(name));
   const all = tasks.flatMap(one => one.episodes).flatMap(episode => episode.frames);
@@ -24,13 +24,13 @@ for (const place of document.querySelectorAll('.replay')) {
     pen.scale(ratio, ratio);
     const style = getComputedStyle(document.documentElement);
     const [ink, line] = ['--quiet', '--line'].map(name => style.getPropertyValue(name).trim());
-    const episodes = tasks[task.value].episodes, size = Math.min(width / 2, height * 1.3) / view;
+    const episodes = tasks[task.value].episodes, part = width / episodes.length, size = Math.min(part, height * 1.3) / view;
     episodes.forEach((episode, side) => {
       const at = Math.min(frame, episode.frames.length - 1), now = episode.frames[at];
-      const centre = now.place, left = width * (0.25 + side / 2), floor = height * 0.72;
+      const centre = now.place, left = part * (side + 0.5), floor = height * 0.72;
       const screen = point => { const [x, y] = project(point, centre); return [left + size * x, floor - size * y]; };
       pen.save();
-      pen.beginPath(); pen.rect(side * width / 2, 0, width / 2, height); pen.clip();
+      pen.beginPath(); pen.rect(side * part, 0, part, height); pen.clip();
       pen.lineWidth = 1; pen.strokeStyle = line;
       const first = centre.map(x => Math.floor(x) - 3);
       for (let i = 0; i <= 7; i++) for (const along of [0, 1]) {
@@ -54,7 +54,7 @@ for (const place of document.querySelectorAll('.replay')) {
       }
       pen.fillStyle = style.getPropertyValue('--ink'); pen.font = '14px system-ui, sans-serif';
       const ended = at < frame ? ', ended' : '';
-      pen.fillText(`${side ? 'after' : 'before'}: ${episode.return.toFixed(1)}${ended}`, side * width / 2 + 10, 20);
+      pen.fillText(`${sides[side]}: ${episode.return.toFixed(1)}${ended}`, side * part + 10, 20);
       pen.restore();
     });
     slider.value = frame;

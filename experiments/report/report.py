@@ -5,11 +5,12 @@ import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments import run, terminal
-from experiments.config import RunFailed
+from experiments.config import RunConfig, RunFailed
 from experiments.report import page, panels, source
 from experiments.report.source import Source
 from experiments.terminal import console
@@ -61,7 +62,7 @@ def write(folder: Path) -> Path:
     it = source.read(folder)
     config, record = it.config, it.record
     subtitle = (
-        f"{config.profile} · backend {config.backend}"
+        f"{config.algorithm} · {config.profile} · backend {config.backend}"
         f" · seeds {', '.join(map(str, record['seeds']))}"
         f" · {record['platform']} {record['device']} x{record['device_count']} · JAX"
         f" {record['versions']['jax']} · {it.state}"
@@ -71,7 +72,48 @@ def write(folder: Path) -> Path:
     return path
 
 
+class _Words(NamedTuple):
+    """What the page says of the stages of an evaluation."""
+
+    what: str
+    stages: str
+    last: str
+    episodes: str
+
+    @property
+    def gain(self) -> str:
+        """How to read what is gained from the first to the last."""
+        return (
+            f" The gain is on the same tasks of the same seeds: {self.what} is shown to help where"
+            " its whole band is above zero."
+            if self.what
+            else ""
+        )
+
+
+_ADAPTS = _Words(
+    "adaptation",
+    ", before adaptation and after it",
+    " after adaptation",
+    "The same start before and after adaptation.",
+)
+_TRIAL = _Words(
+    "a trial's memory",
+    " in each episode of a trial, over which the context lasts",
+    " in the last episode of a trial",
+    "The first and the last episode of a trial.",
+)
+_PLAIN = _Words("", "", "", "One episode of each task.")
+
+
+def _words(config: RunConfig) -> _Words:
+    if config.algorithm == "mql":
+        return _ADAPTS
+    return _TRIAL if config.context_span == "trial" else _PLAIN
+
+
 def _parts(it: Source) -> list[str]:
+    said = _words(it.config)
     lacking = "" if it.steps else "<p>There is no evaluation yet: nothing can be shown of it.</p>"
     played = it.episodes.get("env_steps")
     episode = (
@@ -82,18 +124,17 @@ def _parts(it: Source) -> list[str]:
         lacking,
         page.section(
             "Returns",
-            "Mean over seeds and held-out tasks; the worst fifth is the mean of the lowest "
-            "fifth of the tasks after adaptation.",
+            "Mean over seeds and held-out tasks; the worst fifth is the mean of the lowest"
+            f" fifth of the tasks{said.last}.",
             drawn(_returns, it),
         ),
         page.section(
             "Learning curves",
-            "Mean return on held-out tasks, before adaptation and after it, with a 95 % bootstrap"
-            " interval over seeds and tasks; minutes are of training and evaluation, without"
-            " compilation. The gain is on the same tasks of the same seeds: adaptation is shown to"
-            " help where its whole band is above zero. With one seed, bands are over tasks alone.",
+            f"Mean return on held-out tasks{said.stages}, with a 95 % bootstrap interval over seeds"
+            " and tasks; minutes are of training and evaluation, without compilation."
+            f"{said.gain} With one seed, bands are over tasks alone.",
             drawn(panels.learning, it, "Return on held-out tasks over training"),
-            drawn(panels.gain, it, "What adaptation adds"),
+            drawn(panels.gain, it, f"What {said.what} adds"),
         ),
         page.section(
             "By task",
@@ -120,14 +161,14 @@ def _parts(it: Source) -> list[str]:
         ),
         page.section(
             "Context",
-            "What the actor's GRU says of the task from step to step, in its first two "
+            "What the GRU says of the task from step to step, in its first two "
             "principal components; the large mark is the first step. Paths that part say that"
             f" tasks are told apart.{episode}",
             drawn(panels.context, it, "Context over an episode"),
         ),
         page.section(
             "What the policy does",
-            f"The same start before and after adaptation.{episode}",
+            f"{said.episodes}{episode}",
             drawn(panels.paths, it, "Where the body goes"),
             drawn(_replay, it),
         ),
@@ -172,7 +213,8 @@ def _study_tasks(it: Source) -> str:
         return ""
     row = panels.as_set(it)[0]
     ranges = f", {row['ranges']}" if row.get("ranges") else ""
-    title = f"{found[1].shape[1]} fresh tasks (make evaluate) after {row['env_steps']:,} steps"
+    count = next(iter(found[1].values())).shape[1]
+    title = f"{count} fresh tasks (make evaluate) after {row['env_steps']:,} steps"
     return page.chart(panels.by_task(it, found), f"{title}{ranges}")
 
 
@@ -207,9 +249,9 @@ def _returns(it: Source) -> str:
     rows = []
     for label, steps in {"untrained": it.steps[0], "best": best, "last": it.steps[-1]}.items():
         numbers = [_mean(it, stage, steps) for stage in panels.stages(it)]
-        numbers.append(_mean(it, "return_post_p20", steps))
+        numbers.append(_mean(it, f"{it.last}_p20", steps))
         rows.append([label, steps, *(page.shown(x) if np.isfinite(x) else "-" for x in numbers)])
-    names = [panels.stage_name(stage) for stage in panels.stages(it)]
+    names = [terminal.called(it.config, stage) for stage in panels.stages(it)]
     return page.table(["", "environment steps", *names, "worst fifth"], rows)
 
 

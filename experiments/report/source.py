@@ -81,6 +81,12 @@ class Source:
         return result
 
     @property
+    def last(self) -> str:
+        """The last stage that is reported: of an algorithm that has no other the first."""
+        has_post = any("eval/return_post" in row for row in self.rows)
+        return "return_post" if has_post else "return_pre"
+
+    @property
     def state(self) -> str:
         """Says how far the run is."""
         done = self.rows[-1]["env_steps"] if self.rows else 0
@@ -94,8 +100,9 @@ class Source:
     @property
     def changed(self) -> list[tuple[str, Any, Any]]:
         """Settings that differ from the profile: name, value, the profile's."""
+        it = self.config
         try:
-            preset = flatten(presets.preset(self.config.task, self.config.profile))
+            preset = flatten(presets.preset(it.task, it.profile, it.algorithm))
         except (ConfigError, KeyError):  # of a family that is not here
             return []
         ours = flatten(self.config)
@@ -104,7 +111,9 @@ class Source:
     @property
     def command(self) -> str:
         """A command that trains such a run."""
-        words = ["jmql", "train", "--task", self.config.task, "--profile", self.config.profile]
+        it = self.config
+        words = ["jmql", "train", "--task", it.task, "--profile", it.profile]
+        words += ["--algorithm", it.algorithm] if it.algorithm != "mql" else []
         for name, value, _ in self.changed:
             component, dot, field = name.replace("_", "-").rpartition(".")
             if isinstance(value, bool):
@@ -199,6 +208,11 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, tuple):
         return [text for part in value for text in _texts(part)]
     return [str(value)]
+
+
+def sides_of(episodes: dict[str, np.ndarray]) -> list[str]:
+    """Returns what the episodes of a task are called; runs before 0.3 do not say."""
+    return [str(name) for name in episodes.get("sides", ("before", "after"))]
 
 
 def finite(values: Any) -> list[float | None]:
