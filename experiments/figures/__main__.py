@@ -13,13 +13,14 @@ from pathlib import Path
 import matplotlib as mpl
 
 from experiments.config import RunFailed
-from experiments.figures import adaptation, families, goals, grasp, kinds, learning, paths
+from experiments.figures import adaptation, families, goals, grasp, kinds, learning, paths, single
 from jmql.settings import ConfigError
 
 PICTURES = {
     "learning": learning.draw,
     "adaptation": adaptation.draw,
     "kinds": kinds.draw,
+    "p3o": single.draw,
     "families": families.draw,
 }
 OF_RUNS = {"paths": paths.draw, "goals": goals.draw, "grasp": grasp.draw}
