@@ -18,7 +18,7 @@ help: ## list the commands
 	@echo 'JMQL: meta-train on a family of physics tasks, adapt to tasks never seen'
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
-train: $(STAMP) ## TASK=ant_dir [ALGO=p3o PROFILE=quick SEED=0 SEEDS=1 ARGS="--td3.learning-rate 3e-4"], or RESUME=runs/ant_dir/ID
+train: $(STAMP) ## TASK=ant_dir [ALGO=p3o PROFILE=quick SEED=0 SEEDS=1 ARGS="--collect.rows 64"], or RESUME=runs/ant_dir/ID
 	@$(JMQL) train $(call flag,task,TASK) $(call flag,algorithm,ALGO) $(call flag,profile,PROFILE) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) $(call flag,resume,RESUME) $(ARGS)
 
 evaluate: $(STAMP) ## RUN=runs/ant_dir/ID [ARGS="--num-tasks 256 --shots 0 1 5 --ablations"]

@@ -84,6 +84,11 @@ class RunConfig(Config):
     def validate(self, prefix: str = "") -> None:
         """As in `Config`."""
         super().validate(prefix)
+        if self.algorithm == "p3o" and not self.checkpoint.replay:
+            raise ConfigError(
+                "checkpoint.replay is False; valid with algorithm p3o is True, for its statistics"
+                " go on with its rows"
+            )
         if self.seed + self.seeds - 1 > LARGEST_SEED:
             raise ConfigError(
                 f"seed is {self.seed} and seeds is {self.seeds}; the last seed must be at most"

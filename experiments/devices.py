@@ -95,7 +95,8 @@ def count(config: RunConfig, there: int) -> int:
     """
     if config.devices:
         return config.devices
-    most = max(1, config.batch[1] // _SHARE)
+    steps = config.collect.unroll if config.algorithm == "p3o" else 1  # of each draw
+    most = max(1, config.batch[1] * steps // _SHARE)
     return max(n for n in valid(config, there) if _sharers(config, n) <= most)
 
 

@@ -54,18 +54,17 @@ def evaluate(folder: Path, config: RunConfig, study: Study) -> None:
     Raises:
         ConfigError: the folder is not a finished run, or a value cannot work.
     """
+    for name in ("shots", "updates", "ablations") if config.algorithm != "mql" else ():
+        if getattr(study, name):
+            raise ConfigError(
+                f"{name} is {getattr(study, name)}; valid for runs that adapt, and"
+                f" {config.algorithm} does not"
+            )
     if study.shots:
         shots = max(1, *study.shots)
         config = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, shots=shots))
     program = run.load(folder, config, min(study.num_tasks, _CHUNK))
-    adapts = program.learner.adapt is not None
-    for name in ("updates", "ablations") if not adapts else ():
-        if getattr(study, name):
-            raise ConfigError(
-                f"{name} is {getattr(study, name)}; valid for runs that adapt, and"
-                f" {program.config.algorithm} does not"
-            )
-    if adapts and not program.config.checkpoint.replay:
+    if program.learner.adapt and not program.config.checkpoint.replay:
         raise ConfigError(
             f"{folder} was saved without its replay (checkpoint.replay False);"
             " adaptation needs one: valid are runs that saved it"

@@ -113,8 +113,7 @@ def loop(
                 slots = np.repeat([not member.failed for member in members], own)
                 bar.update(
                     done * per_round,
-                    metrics[f"eval/{program.stages[0]}"][slots].mean(),
-                    metrics[f"eval/{program.stages[-1]}"][slots].mean(),
+                    [metrics[f"eval/{stage}"][slots].mean() for stage in program.ends],
                     len(members) * speed["time/updates_per_second"],
                     None if fill else (time.monotonic() - begun) * (total - done) / (done - first),
                     terminal.troubles(*(metrics[name][slots].sum() for name in terminal.TROUBLES)),

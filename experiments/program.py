@@ -131,6 +131,11 @@ class Program:
         return tuple(f"return_{name}" for name in ("pre", *self.learner.stages))
 
     @property
+    def ends(self) -> tuple[str, ...]:
+        """The first of `stages` and the last, if there is another."""
+        return tuple(dict.fromkeys((self.stages[0], self.stages[-1])))
+
+    @property
     def keys(self) -> Key:
         """The key of every seed, [S]."""
         return jnp.stack([jax.random.key(seed) for run in self.runs for seed in all_seeds(run)])

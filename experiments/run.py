@@ -104,6 +104,8 @@ def group(run: RunConfig) -> str:
 def but_for_seeds(run: RunConfig) -> dict[str, Any]:
     """Returns the settings on which results depend, by their dotted names, without the seeds."""
     same = flatten(run, Kind.LEARNED) | flatten(run, Kind.MEASURED)
+    if run.algorithm == "p3o":  # its learning rate falls to 0 there
+        same["train.env_steps"] = run.train.env_steps
     return {name: value for name, value in same.items() if name not in ("seed", "seeds")}
 
 

@@ -43,7 +43,7 @@ class _Numbers(ProgressColumn):
         shown = f"{task.completed:,.0f}/{task.total:,.0f} steps"
         if task.fields:
             shown += (
-                f" · return {task.fields['pre']:.1f} → {task.fields['post']:.1f}"
+                f" · return {' → '.join(f'{x:.1f}' for x in task.fields['returns'])}"
                 f" · {task.fields['updates']:.0f} upd/s"
             )
             if task.fields["left"] is not None:
@@ -82,18 +82,18 @@ class Bar:
     def update(
         self,
         done: int,
-        pre: float,
-        post: float,
+        returns: Sequence[float],
         updates: float,
         left: float | None,
         troubles: str,
     ) -> None:
-        """Shows where the run is: steps, mean returns, updates and seconds left, `troubles`."""
+        """Shows where the run is: steps, mean returns of the first and the last stage, updates and
+        seconds left, `troubles`.
+        """
         self._progress.update(
             self._task,
             completed=done,
-            pre=pre,
-            post=post,
+            returns=returns,
             updates=updates,
             left=left,
             troubles=troubles,

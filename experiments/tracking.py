@@ -256,7 +256,10 @@ class Tracker:
                 job_type="train",
                 id=ids[seed],
                 name=f"{config.task}-{run_id}-s{seed}",
-                tags=[config.task, config.profile, record["device"], *config.tracking.tags],
+                tags=[
+                    *(config.task, config.algorithm, config.profile, record["device"]),
+                    *config.tracking.tags,
+                ],
                 config=record,
                 dir=folder,
                 mode=mode,

@@ -33,7 +33,9 @@ class NetworkConfig(Settings):
     hidden_sizes: tuple[int, ...] = count((300, 300))  # ReLU layers of the actor and of each head
     context_size: int = count(20, 0)  # Z, the GRU's hidden state; 0 turns the context off
     history_length: int = count(20)  # H, steps of history that the context sees
-    normalize: bool = False  # networks see observations and rewards of mean 0 and variance 1
+    normalize: bool = False
+    """networks see observations and rewards of mean 0 and variance 1; p3o also learns from rewards
+    over the standard deviation of discounted returns"""
 
     def validate(self, prefix: str = "") -> None:
         """As in `Settings`."""
@@ -89,7 +91,7 @@ class CollectConfig(Settings):
     rows: int = count(32)  # E, environments stepped side by side, each bound to one training task
     unroll: int = count(50)  # T, steps a row takes in a round
     exploration_noise: float = not_negative(0.3)  # standard deviation of Gaussian action noise
-    warmup_steps: int = count(10_000)  # random actions before learning, over all rows
+    warmup_steps: int = count(10_000)  # before learning, over all rows; of random actions in mql
     warmup_episode_length: int = count(50)  # warm-up episodes are cut here, for common starts
     replay_capacity: int = count(1_000_000)  # transitions kept, over all rows
 
@@ -200,6 +202,11 @@ class Config(Settings):
     tasks: TaskConfig = field(default_factory=TaskConfig)
 
     @property
+    def read(self) -> list[str]:
+        """The settings, by their dotted names, that the algorithm reads."""
+        return [name for name in flatten(self) if not name.startswith(_UNREAD[self.algorithm])]
+
+    @property
     def slots_per_row(self) -> int:
         """C: replay slots of a row, a multiple of the unroll so that writes never wrap."""
         collect = self.collect
@@ -212,7 +219,7 @@ class Config(Settings):
 
     @property
     def warmup_rounds(self) -> int:
-        """Rounds of random actions: the first whole round that reaches the number of steps."""
+        """Rounds before learning: the first whole round that reaches the number of steps."""
         return -(-self.collect.warmup_steps // self.steps_per_round)
 
     @property
@@ -255,14 +262,19 @@ class Config(Settings):
 
     def _validate_algorithm(self) -> None:
         """What the algorithm does not read must not be set."""
-        unread = _UNREAD[self.algorithm]
+        given, read = flatten(self), self.read
         for name, default in flatten(Config()).items():
-            value = flatten(self)[name]
-            if name.startswith(unread) and value != default:
+            if name not in read and given[name] != default:
                 raise ConfigError(
-                    f"{name} is {value}, which algorithm {self.algorithm} does not read; valid:"
-                    f" {default}"
+                    f"{name} is {given[name]}, which algorithm {self.algorithm} does not read;"
+                    f" valid: {default}"
                 )
+        default = P3OConfig().trial_episodes
+        if self.context_span == "episode" and self.p3o.trial_episodes != default:
+            raise ConfigError(
+                f"p3o.trial_episodes is {self.p3o.trial_episodes}, which is not read where"
+                f" context_span is episode; valid: {default}"
+            )
         if self.context_span == "trial" and self.algorithm != "p3o":
             raise ConfigError("context_span is trial; valid with algorithm p3o alone")
         if self.context_span == "trial" and not self.network.context_size:
@@ -277,7 +289,12 @@ class Config(Settings):
                 f"collect.rows is {collect.rows}; it must be a multiple of the"
                 f" tasks.train {self.tasks.train} training tasks, for each row is bound to one"
             )
-        if self.slots_per_row <= history:
+        if self.algorithm == "p3o" and not self.slots_per_row:
+            raise ConfigError(
+                f"collect.replay_capacity is {collect.replay_capacity}; it must hold a round of"
+                f" {self.steps_per_round} steps (collect.rows, collect.unroll)"
+            )
+        if self.algorithm == "mql" and self.slots_per_row <= history:
             raise ConfigError(
                 f"network.history_length is {history}; it must be below the {self.slots_per_row}"
                 f" replay slots of a row (collect.replay_capacity {collect.replay_capacity}"

@@ -139,7 +139,7 @@ def evaluate_task(
         )
         draw = jax.random.fold_in(draws, shot)
         adapted, diagnostics = adapt(agent, so_far, data, memory, draw, shot)
-        halfway = where(shot == 0, learner.actor(adapted.step1), halfway)
+        halfway = rollout.where(shot == 0, learner.actor(adapted.step1), halfway)
         return (adapted.agent, halfway, data), diagnostics
 
     def skip(carry: Carry, played: NewData, shot: Array) -> tuple[Carry, Metrics]:
@@ -151,7 +151,7 @@ def evaluate_task(
         """
         actor = learner.actor(carry[0])
         actors = jax.tree.map(
-            lambda x, y: jnp.stack([x, y]), where(index < shots, actor, carry[1]), actor
+            lambda x, y: jnp.stack([x, y]), rollout.where(index < shots, actor, carry[1]), actor
         )
         games = jax.tree.map(lambda x: x[jnp.stack([index, jnp.int32(shots)])], kinds)
         played, found = jax.vmap(play_one)(actors, games)
@@ -265,8 +265,3 @@ def summarize(learner: Learner, per_task: Metrics) -> Metrics:
 def zeros(shapes: Any) -> Any:
     """Returns arrays of zeros of given shapes."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
-def where(this: Array, one: Any, other: Any) -> Any:
-    """Returns one of two trees."""
-    return jax.tree.map(lambda x, y: jnp.where(this, x, y), one, other)

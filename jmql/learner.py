@@ -1,4 +1,4 @@
-"""What meta-training and evaluation ask of an algorithm; `mql` fulfils it."""
+"""What meta-training and evaluation ask of an algorithm; `mql` and `p3o` fulfil it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,12 +35,12 @@ class Learner(NamedTuple):
     # (actor, warmup [] bool) -> policy: explores; acts at random where `warmup`
     explore: Callable[[Actor, Array], Policy]
     # (actor, reach [], noise []) -> policy: acts as well as it can but for noise of that standard
-    # deviation, and sees the last `reach` steps
+    # deviation, and sees the last `reach` steps, or all where it is recurrent
     greedy: Callable[[Actor, Array, Array | float], Policy]
     # (agent, memory, key, active [] bool, updates [] int32) -> agent and sums over its steps:
     # learns from replay, whose newest steps are those of this round; no step where not `active`.
-    # `updates` is `agent.updates`, apart: under vmap over seeds it stays one number, so that what
-    # depends on it alone stays a branch.
+    # `updates` is `agent.updates` where each round takes as many steps, apart: under vmap over
+    # seeds it stays one number, so that what depends on it alone stays a branch.
     learn: Callable[[Any, ReplayState, Key, Array, Array], tuple[Any, Any]]
     # the sums of no steps
     no_steps: Any

@@ -45,7 +45,7 @@ class Behaviour(struct.PyTreeNode):
 
     mean: Array  # [..., A]
     log_std: Array  # [..., A]
-    context: Array  # [..., Z]
+    context: Array  # [..., Z], of which a fragment reads its first
 
 
 class Memory(struct.PyTreeNode):

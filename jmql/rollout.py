@@ -130,13 +130,13 @@ def collect(
         fresh = begin(policy, reset)
         if policy.lasts is not None:
             inside = ended & policy.lasts(carry.history)
-            fresh = fresh.replace(history=_where(inside, carry.history, fresh.history))
+            fresh = fresh.replace(history=where(inside, carry.history, fresh.history))
             transition = transition.replace(
                 terminated=transition.terminated & ~inside,
                 truncated=truncated & ~inside,
                 next_observation=jnp.where(inside, reset.observation, transition.next_observation),
             )
-        return _where(ended, fresh, carry), (transition, finished)
+        return where(ended, fresh, carry), (transition, finished)
 
     carry, (transitions, finished) = jax.lax.scan(step, carry, jax.random.split(key, length))
     return carry, transitions, jax.tree.map(lambda x: x.sum(0), finished)
@@ -152,7 +152,8 @@ def _finished(env: Env, carry: ActorCarry, ended: Array, length: Array | int) ->
     return Finished(earned, ended, blew_up, extras)
 
 
-def _where(this: Array, one: Any, other: Any) -> Any:
+def where(this: Array, one: Any, other: Any) -> Any:
+    """Returns one of two trees."""
     return jax.tree.map(lambda x, y: jnp.where(this, x, y), one, other)
 
 
@@ -203,7 +204,7 @@ def _episode(
     ) -> tuple[tuple[ActorCarry, Array], tuple[Transition, Array, Finished]]:
         before, running = carry
         row, transition = act(env, policy, before, key)
-        row = row.replace(history=_where(running, row.history, before.history))
+        row = row.replace(history=where(running, row.history, before.history))
         ended = running & (transition.terminated | transition.truncated)
         finished = _finished(env, row, ended, env.episode_length)
         return (row, running & ~ended), (transition, running, finished)

@@ -29,7 +29,7 @@ class Transition(struct.PyTreeNode):
     """One environment step, or many of them with any leading axes."""
 
     observation: Array  # [..., O]
-    action: Array  # [..., A], in [-1, 1]
+    action: Array  # [..., A], as drawn: the environment clips what is beyond [-1, 1]
     reward: Array  # [...]
     terminated: Array  # [...] bool: the task ended here, there is no value beyond
     truncated: Array  # [...] bool: a limit was reached, the value goes on

@@ -428,6 +428,7 @@ def test_every_preset_is_valid(profile, algorithm):
         "mql": PROFILES,
         "p3o": PROFILES,
     }
+    assert {*presets.tasks("quick", "p3o")} == {*envs.FAMILIES}
     for task in presets.tasks(profile, algorithm):
         config = presets.preset(task, profile, algorithm)
         assert (config.task, config.profile, config.algorithm) == (task, profile, algorithm)

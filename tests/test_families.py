@@ -240,6 +240,8 @@ assert not loaded & {"jax", "flax", "brax", "mujoco", "gymnasium"}, loaded
 assert {name: envs.load(name).backends for name in envs.FAMILIES}["ant_dir"][0] == "spring"
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"brax", "mujoco", "gymnasium", "jmql", "experiments"}, loaded
+from jax._src import xla_bridge  # once it has begun, cores cannot become devices, nor hosts join
+assert not xla_bridge.backends_are_initialized()
 """
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -21,7 +21,8 @@ PAPER = {
 
 def lines(name: str) -> list[dict[str, Any]]:
     """Returns the lines of a file of results."""
-    text = (_ROWS / f"{name}.jsonl").read_text(encoding="utf-8")
+    path = _ROWS / f"{name}.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines()]
 
 

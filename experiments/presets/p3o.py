@@ -13,8 +13,6 @@ from jmql.config import (
     TrainConfig,
 )
 
-SINGLE = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid")
-
 # The release: 16 rows, T 16, two tanh layers of 64; the rest is in `P3OConfig`. What it had for
 # continuous control is lost.
 _PAPER: dict[str, Any] = dict(
@@ -50,12 +48,13 @@ def _family(numbers: dict[str, Any], more: int = 1) -> dict[str, Any]:
 
 
 POINT, BODY = _family(quick.POINT, 10), _family(quick.BODY)
-PAPER = dict.fromkeys(SINGLE, _PAPER)
-TUNED = dict.fromkeys(SINGLE, _TUNED)
+PAPER = dict.fromkeys(quick.SINGLE, _PAPER)
+TUNED = dict.fromkeys(quick.SINGLE, _TUNED)
 QUICK = (
     {task: _family(numbers) for task, numbers in quick.PRESETS.items()}
+    | {"humanoid_dir": BODY}
     | dict.fromkeys(("point_goal", "point_sparse"), POINT)
     | dict.fromkeys(
-        SINGLE, _TUNED | dict(train=dataclasses.replace(_PAPER["train"], env_steps=1_000_000))
+        quick.SINGLE, _TUNED | dict(train=dataclasses.replace(_PAPER["train"], env_steps=1_000_000))
     )
 )

@@ -34,6 +34,7 @@ def _quick_body(env_steps: int, tasks: TaskConfig, held_out_episodes: int) -> di
     )
 
 
+SINGLE = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid")
 # The point robot, and families from outside that have no engine.
 POINT: dict[str, Any] = dict(
     network=NetworkConfig(
@@ -78,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     # One task each, on Gymnasium's models: TD3 with a context, and nothing to adapt to.
     **dict.fromkeys(
-        ("half_cheetah", "hopper", "walker2d", "ant", "humanoid"),
+        SINGLE,
         _quick_body(1_000_000, TaskConfig(train=1, held_out=1), 4) | dict(collect=_CHEETAH_COLLECT),
     ),
     "point_goal": POINT,

@@ -190,7 +190,8 @@ def differing(sources: Sequence[Source]) -> list[str]:
 
 def _names(sources: Sequence[Source]) -> list[str]:
     """Returns what groups are called: what they differ in, such as `tau 0.01`."""
-    keys = differing(sources)
+    read = [{*it.config.read} for it in sources]
+    keys = [key for key in differing(sources) if all(key in names for names in read)]
     short = [key.rpartition(".")[2] for key in keys]
     called = [key if short.count(name) > 1 else name for key, name in zip(keys, short, strict=True)]
     names = []

@@ -57,18 +57,13 @@ def record(folder: Path) -> None:
     numbered = len(set(names)) < len(names)
     found["names"] = np.array([f"{i}: {x}" if numbered else x for i, x in enumerate(names)])
     found["frame"] = np.array(every)
-    found["sides"] = np.array([called(program.config, stage) for stage in ends(program)])
+    found["sides"] = np.array([called(program.config, stage) for stage in program.ends])
     found["dt"] = np.array(getattr(program.env, "dt", 0.0))
     found["env_steps"] = np.array(int(state.rounds) * program.config.steps_per_round)
     new = folder / f".{EPISODES}"
     with new.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **found)
     new.replace(folder / EPISODES)
-
-
-def ends(program: Program) -> tuple[str, ...]:
-    """Returns the first stage of an evaluation, and the last, if there is another."""
-    return tuple(dict.fromkeys((program.stages[0], program.stages[-1])))
 
 
 def play(program: Program, state: TrainState, tasks: Task, key: Key) -> dict[str, np.ndarray]:
@@ -130,7 +125,7 @@ def _episode(env: Any, policy: Policy, start: ActorCarry, key: Key) -> tuple[Any
         seen = {"context": policy.context(before.history), "alive": on} | _of_body(env, before)
         row, transition = rollout.act(env, policy, before, key)
         seen["reward"] = transition.reward
-        history = evaluate.where(on, row.history, before.history)
+        history = rollout.where(on, row.history, before.history)
         on &= ~(transition.terminated | transition.truncated)
         return (row.replace(history=history), on), seen
 

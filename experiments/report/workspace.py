@@ -12,13 +12,19 @@ _SECTIONS: dict[str, dict[str, list[str] | str]] = {
         "before adaptation": ["eval/return_pre"],
         "after adaptation": ["eval/return_post"],
         "worst fifth after adaptation": ["eval/return_post_p20"],
-        "after each shot": r"eval/return_(step1|shot\d+)",
+        "after each shot, in each episode of a trial": r"eval/return_(step1|shot\d+|episode\d+)",
     },
     "Propensity": {
         "effective sample size": ["adapt/ess"],
         "weights, 10th, 50th and 90th percentile": r"adapt/beta_p\d+",
         "share of weights that are zero": ["adapt/beta_zero_share"],
         "classifier": r"adapt/classifier_.*",
+    },
+    "P3O": {
+        "effective sample size of replay": ["train/ess"],
+        "KL divergence from the past": ["train/kl"],
+        "entropy": ["train/entropy"],
+        "value loss": ["train/value_loss"],
     },
     "Training": {
         "return while collecting": ["collect/return"],

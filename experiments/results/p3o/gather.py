@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.config import all_seeds
 from experiments.report import source
+from jmql.settings import Kind, flatten
 
 CURVES = ("eval/return_pre", "eval/return_episode2", "eval/return_post", "train/ess")
 
@@ -24,13 +25,16 @@ def main(folders: list[Path]) -> None:
                 for name in CURVES
                 if any(name in row for row in mine)
             }
+            host = flatten(it.config, Kind.HOST).keys() - {"train.env_steps"}
             line = {
                 "run": folder.name,
                 "task": it.config.task,
                 "algorithm": it.config.algorithm,
                 "profile": it.config.profile,
                 "seed": seed,
-                "changed": {name: value for name, value, _ in it.changed if name != "seed"},
+                "changed": {
+                    name: value for name, value, _ in it.changed if name not in (*host, "seed")
+                },
                 "env_steps": [row["env_steps"] for row in mine],
                 "minutes": [round(it.seconds[row["env_steps"]] / 60, 2) for row in mine],
                 "compile_seconds": round(mine[-1]["time/compile_seconds"]),
