@@ -139,7 +139,7 @@ def test_learning_is_drawn_from_committed_rows(tmp_path, monkeypatch):
     assert (tmp_path / "docs/learning.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(
         SystemExit,
-        match=r"usage: .*learning adaptation kinds families.*paths \| goals \| grasp RUN PICTURE",
+        match=r"usage: .*learning adaptation kinds p3o.*paths \| goals \| grasp RUN PICTURE",
     ):
         figures.main(["pictures"])
 

@@ -50,8 +50,9 @@ def draw(picture: Path) -> None:
     """Draws a panel a task; a band reaches from the lowest seed to the highest."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(3.6 * len(TASKS), 3.2), layout="tight")
-    for axis, task in zip(axes, TASKS, strict=True):
+    tasks = [task for task in TASKS if curves(task)]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.2), layout="tight")
+    for axis, task in zip(axes, tasks, strict=True):
         for name, (steps, returns) in curves(task).items():
             color, x = _COLORS[name], steps / 1e6
             axis.fill_between(x, returns.min(0), returns.max(0), color=color, alpha=0.2, lw=0)
@@ -62,8 +63,8 @@ def draw(picture: Path) -> None:
         axis.set_xlabel("environment steps (millions)", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=7, frameon=False)
     axes[0].set_ylabel("return of an episode", fontsize=8)
-    axes[0].legend(fontsize=7, frameon=False)
     figure.savefig(picture, dpi=150)
 
 
