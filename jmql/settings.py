@@ -5,7 +5,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import Field, field, fields, replace
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast, get_args, get_type_hints
 
 Config = TypeVar("Config", bound="Settings")
 
@@ -76,14 +76,21 @@ class Settings:
             value = getattr(self, item.name)
             if isinstance(value, Settings):
                 value.validate(f"{prefix}{item.name}.")
+            elif isinstance(value, str) and "bounds" in item.metadata:
+                _check_word(prefix + item.name, value, get_type_hints(type(self))[item.name])
             elif "bounds" in item.metadata:
                 _check(prefix + item.name, value, *item.metadata["bounds"])
 
 
+def _check_word(name: str, value: str, hint: Any) -> None:
+    """Refuses what is none of the words that may stand in a number's place."""
+    words = [word for part in get_args(hint) for word in get_args(part)]
+    if value not in words:
+        raise ConfigError(f"{name} is {value!r}; valid: {', '.join(words)}, or a number")
+
+
 def _check(name: str, value: Any, low: float, high: float, above: bool) -> None:
     for member in value if isinstance(value, tuple) else (value,):
-        if isinstance(member, str):  # a name that may stand in a number's place
-            continue
         if isinstance(member, float):
             member = _in_32_bits(member)
         if not low <= member <= high or (above and member == low):

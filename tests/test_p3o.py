@@ -440,6 +440,8 @@ def test_what_the_algorithm_does_not_read_is_refused():
         replaced(Config(), {"p3o.minibatch": 7}).validate()
     with pytest.raises(ConfigError, match="context_span is trial; valid with algorithm p3o"):
         replaced(Config(), {"context_span": "trial"}).validate()
+    with pytest.raises(ConfigError, match=r"p3o\.clip is 'esss'; valid: ess, or a number"):
+        replaced(SMALL, {"p3o.clip": "esss"}).validate()
     with pytest.raises(ConfigError, match="is not read where context_span is episode"):
         replaced(SMALL, {"p3o.trial_episodes": 5}).validate()
     with pytest.raises(ConfigError, match=r"collect\.replay_capacity is 20; it must hold a round"):
@@ -521,12 +523,15 @@ class Numbered(probes.Probe):
         return physics[1] >= 3
 
 
-def test_within_a_trial_the_successor_of_a_last_step_is_the_next_first_one():
-    config = tiny_config(context_span="trial")
-    learner = p3o.learner(config, 1)
+def untrained():
+    """Returns a policy that explores, for two numbers to see, in trials of two episodes."""
+    learner = p3o.learner(tiny_config(context_span="trial"), 1)
     agent = learner.init(jax.random.key(0), jnp.zeros(2), jnp.zeros(1))
-    policy = learner.explore(learner.actor(agent), jnp.array(False))
-    env = Numbered(episode_length=10)
+    return learner.explore(learner.actor(agent), jnp.array(False))
+
+
+def test_within_a_trial_the_successor_of_a_last_step_is_the_next_first_one():
+    env, policy = Numbered(episode_length=10), untrained()
     start = rollout.begin(policy, env.reset(jax.random.key(0), {}))
     _, steps, finished = jax.jit(lambda key: rollout.collect(env, policy, start, key, 12, 1000))(
         jax.random.key(1)
@@ -542,11 +547,7 @@ def test_within_a_trial_the_successor_of_a_last_step_is_the_next_first_one():
 
 
 def test_what_comes_after_an_early_end_is_not_remembered():
-    config = tiny_config(context_span="trial")
-    learner = p3o.learner(config, 1)
-    agent = learner.init(jax.random.key(0), jnp.zeros(2), jnp.zeros(1))
-    policy = learner.explore(learner.actor(agent), jnp.array(False))
-    env = Numbered(episode_length=10)
+    env, policy = Numbered(episode_length=10), untrained()
     starts = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(jax.random.key(0), 2), {})
     steps, valid, _ = jax.jit(lambda key: rollout.trial(env, policy, starts, key))(
         jax.random.key(1)
