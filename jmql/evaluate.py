@@ -49,13 +49,13 @@ def play(
     """
     policy = learner.greedy(actor, games.reach, games.noise)
 
-    def one(start: Any, key: Key) -> Any:
+    def one(start: Any, key: Key) -> rollout.Played:
         return rollout.episode(env, policy, rollout.begin(policy, start), key)
 
     keys = jax.random.split(games.key, len(games.starts.step))
-    transitions, valid, finished = jax.vmap(one)(games.starts, keys)
-    counted = jax.tree.map(lambda x: x[: config.evaluate.episodes].sum(), finished)
-    return NewData(transitions, valid), earned(env, actor, counted)
+    played = jax.vmap(one)(games.starts, keys)
+    counted = jax.tree.map(lambda x: x[: config.evaluate.episodes].sum(), played.finished)
+    return NewData(played.steps, played.valid), earned(env, actor, counted)
 
 
 def earned(env: Env, actor: Actor, finished: Finished) -> Earned:
@@ -81,7 +81,7 @@ def trials(
     starts = jax.vmap(jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None))(keys, task)
 
     def one(starts: Any, key: Key) -> Finished:
-        return rollout.trial(env, policy, starts, key)[2]
+        return rollout.trial(env, policy, starts, key).finished
 
     finished = jax.vmap(one)(starts, jax.random.split(derive(key, "episodes"), count))
     found = jax.vmap(functools.partial(earned, env, actor))(

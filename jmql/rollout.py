@@ -1,7 +1,7 @@
 """Acting: the same step for exploring and for evaluation, one row at a time, to be vmapped."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,58 +157,74 @@ def where(this: Array, one: Any, other: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(this, x, y), one, other)
 
 
+class Played(NamedTuple):
+    """An episode of one row, padded where it ended early."""
+
+    steps: Transition  # [episode_length]
+    valid: Array  # [episode_length] bool: which of them belong to the episode
+    finished: Finished  # its return
+    shown: Any  # [episode_length, ...]
+
+
 def episode(
-    env: Env, policy: Policy, start: ActorCarry, key: Key
-) -> tuple[Transition, Array, Finished]:
+    env: Env,
+    policy: Policy,
+    start: ActorCarry,
+    key: Key,
+    show: Callable[[ActorCarry], Any] = lambda row: (),
+) -> Played:
     """Plays one episode of one row from its start.
-
-    Returns:
-        Transitions [episode_length]; which of them belong to the episode, [episode_length] bool:
-        after an early end the rest is padding; and its return.
-    """
-    return _episode(env, policy, start, key)[1:]
-
-
-def trial(env: Env, policy: Policy, starts: Any, key: Key) -> tuple[Transition, Array, Finished]:
-    """Plays the episodes of a trial of one row, one after the other: what is remembered lasts.
 
     Args:
         env: the family.
         policy: chooses actions.
-        starts: [N] states after a reset.
+        start: the row.
         key: for actions.
+        show: what else to return, of the row before each step.
+    """
+    return _episode(env, policy, start, key, show)[1]
+
+
+def trial(
+    env: Env,
+    policy: Policy,
+    starts: Any,
+    key: Key,
+    show: Callable[[ActorCarry], Any] = lambda row: (),
+) -> Played:
+    """Plays the episodes of a trial of one row, one after the other: what is remembered lasts.
+
+    Args:
+        env, policy, key, show: as in `episode`.
+        starts: [N] states after a reset.
 
     Returns:
         What `episode` does of each, leaves [N, ...].
     """
     first = begin(policy, jax.tree.map(lambda x: x[0], starts))
 
-    def play(history: Any, at: tuple[Any, Key]) -> tuple[Any, Any]:
+    def play(history: Any, at: tuple[Any, Key]) -> tuple[Any, Played]:
         start, key = at
-        history, *played = _episode(
-            env, policy, first.replace(env_state=start, history=history), key
-        )
-        return history, tuple(played)
+        return _episode(env, policy, first.replace(env_state=start, history=history), key, show)
 
     keys = jax.random.split(key, len(starts.step))
     return jax.lax.scan(play, first.history, (starts, keys))[1]
 
 
 def _episode(
-    env: Env, policy: Policy, start: ActorCarry, key: Key
-) -> tuple[Any, Transition, Array, Finished]:
-    """As `episode`, and what is remembered at the end of it."""
+    env: Env, policy: Policy, start: ActorCarry, key: Key, show: Callable[[ActorCarry], Any]
+) -> tuple[Any, Played]:
+    """Returns what is remembered at the end of an episode, and the episode."""
 
-    def step(
-        carry: tuple[ActorCarry, Array], key: Key
-    ) -> tuple[tuple[ActorCarry, Array], tuple[Transition, Array, Finished]]:
+    def step(carry: tuple[ActorCarry, Array], key: Key) -> tuple[tuple[ActorCarry, Array], Played]:
         before, running = carry
         row, transition = act(env, policy, before, key)
         row = row.replace(history=where(running, row.history, before.history))
         ended = running & (transition.terminated | transition.truncated)
         finished = _finished(env, row, ended, env.episode_length)
-        return (row, running & ~ended), (transition, running, finished)
+        return (row, running & ~ended), Played(transition, running, finished, show(before))
 
     keys = jax.random.split(key, env.episode_length)
-    (row, _), (transitions, valid, finished) = jax.lax.scan(step, (start, jnp.ones((), bool)), keys)
-    return row.history, transitions, valid, jax.tree.map(lambda x: x.sum(0), finished)
+    (row, _), played = jax.lax.scan(step, (start, jnp.ones((), bool)), keys)
+    finished = jax.tree.map(lambda x: x.sum(0), played.finished)
+    return row.history, played._replace(finished=finished)

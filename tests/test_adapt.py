@@ -44,7 +44,7 @@ def data(built, state):
 
         return jax.vmap(one)(keys)
 
-    transitions, valid, _ = play(jax.random.split(jax.random.key(1), 2))
+    transitions, valid, *_ = play(jax.random.split(jax.random.key(1), 2))
     return NewData(transitions, valid.at[1, 5:].set(False))
 
 

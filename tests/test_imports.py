@@ -21,7 +21,7 @@ LEVELS = (
     {"networks", "mesh"},
     {"replay"},
     {"inputs"},
-    {"learner", "rollout", "td3", "propensity"},
+    {"learner", "rollout", "td3", "policy_gradient", "propensity"},
     {"adapt", "train"},
     {"evaluate", "mql", "p3o"},
     {"cycle", "policy"},

@@ -11,7 +11,7 @@ from scipy import stats
 
 from envs import probes
 from envs.base import Environment
-from jmql import evaluate, inputs, p3o, replay, rollout, train
+from jmql import evaluate, inputs, p3o, policy_gradient, replay, rollout, train
 from jmql.config import (
     CollectConfig,
     Config,
@@ -53,7 +53,7 @@ def make_steps(seed, count=N, length=T) -> Transition:
         truncated=end == 2,
         next_observation=normal(O),
         step=rng.integers(0, 2, (count, length)).astype(np.int32),
-        behaviour=p3o.Behaviour(
+        behaviour=policy_gradient.Behaviour(
             mean=0.3 * normal(A), log_std=0.2 * normal(A) - 0.3, context=0.5 * normal(Z)
         ),
     )
@@ -75,14 +75,14 @@ SCALE = inputs.Scale(
     inputs.Moments(np.float32(0.3), np.float32(0.6)),
     np.float32(9),
 )
-RETURNS = p3o.Returns(
+RETURNS = policy_gradient.Returns(
     np.zeros(4, np.float32), inputs.Moments(np.float32(1.0), np.float32(4.0)), np.float32(9)
 )
 
 
 @jax.jit
 def see(params, steps):
-    return p3o.see(MODULES, params, SCALE, steps)
+    return policy_gradient.see(MODULES, params, SCALE, steps)
 
 
 # --- Written anew in NumPy and float64.
@@ -173,8 +173,8 @@ def test_loss_and_gradient_are_those_of_numpy(off_policy, changes):
     params, steps = make_params(), make_steps(2)
 
     def objective(params):
-        seen = p3o.see(MODULES, params, SCALE, steps)
-        return p3o.loss(config, seen, steps, jnp.asarray(steps.reward), off_policy)
+        seen = policy_gradient.see(MODULES, params, SCALE, steps)
+        return policy_gradient.loss(config, seen, steps, jnp.asarray(steps.reward), off_policy)
 
     (loss, _), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
     double = jax.tree.map(lambda x: np.asarray(x, float), params)
@@ -192,7 +192,7 @@ def test_gae_against_a_slow_loop():
     steps = make_steps(4, 40, 5)
     rng = np.random.default_rng(5)
     value, next_value = rng.normal(size=(2, 40, 5)).astype(np.float32)
-    found = p3o.gae(SMALL.p3o, jnp.asarray(steps.reward), value, next_value, steps)
+    found = policy_gradient.gae(SMALL.p3o, jnp.asarray(steps.reward), value, next_value, steps)
     ended = steps.terminated | steps.truncated
     assert ended.any(1).any()
     assert not ended.any(1).all()
@@ -205,13 +205,15 @@ def test_divergence_and_entropy_against_sampling():
     mean, other = rng.normal(size=(2, A)).astype(np.float32)
     log_std, other_log_std = (0.4 * rng.normal(size=(2, A))).astype(np.float32)
     drawn = mean + np.exp(log_std) * rng.normal(size=(400_000, A)).astype(np.float32)
-    own = p3o.log_density(drawn, *np.broadcast_arrays(mean[None], drawn)[:1], log_std[None])
-    gap = own - p3o.log_density(drawn, other[None], other_log_std[None])
-    np.testing.assert_allclose(
-        p3o.divergence(mean, log_std, other, other_log_std), gap.mean(), rtol=0.01
+    own = policy_gradient.log_density(
+        drawn, *np.broadcast_arrays(mean[None], drawn)[:1], log_std[None]
     )
-    np.testing.assert_allclose(p3o.entropy(log_std), -own.mean(), rtol=0.01)
-    assert p3o.divergence(mean, log_std, mean, log_std) == 0
+    gap = own - policy_gradient.log_density(drawn, other[None], other_log_std[None])
+    np.testing.assert_allclose(
+        policy_gradient.divergence(mean, log_std, other, other_log_std), gap.mean(), rtol=0.01
+    )
+    np.testing.assert_allclose(policy_gradient.entropy(log_std), -own.mean(), rtol=0.01)
+    assert policy_gradient.divergence(mean, log_std, mean, log_std) == 0
 
 
 def test_off_policy_is_on_policy_where_the_policy_is_the_one_that_acted():
@@ -225,8 +227,8 @@ def test_off_policy_is_on_policy_where_the_policy_is_the_one_that_acted():
     @functools.partial(jax.jit, static_argnums=0)
     def gradient(off_policy):
         def objective(params):
-            seen = p3o.see(MODULES, params, SCALE, steps)
-            return p3o.loss(config, seen, steps, jnp.asarray(steps.reward), off_policy)
+            seen = policy_gradient.see(MODULES, params, SCALE, steps)
+            return policy_gradient.loss(config, seen, steps, jnp.asarray(steps.reward), off_policy)
 
         return jax.grad(objective, has_aux=True)(params)
 
@@ -243,7 +245,7 @@ def test_one_step_that_outweighs_all_others_leaves_an_effective_sample_of_one():
     mean = np.array(seen.mean)
     mean[0, 0] = steps.action[0, 0] + 6 * np.exp(seen.log_std[0, 0])  # who acted never acts so
     steps = steps.replace(behaviour=steps.behaviour.replace(mean=mean, log_std=seen.log_std))
-    _, found = p3o.loss(SMALL.p3o, seen, steps, jnp.asarray(steps.reward), True)
+    _, found = policy_gradient.loss(SMALL.p3o, seen, steps, jnp.asarray(steps.reward), True)
     np.testing.assert_allclose(found["ess"], 1 / steps.reward.size, rtol=1e-3)
     assert found["clip"] == found["ess"]
     np.testing.assert_allclose(found["kl_coef"], 1 - found["ess"])
@@ -254,16 +256,16 @@ def test_an_update_is_rmsprop_of_a_clipped_gradient():
     config = dataclasses.replace(SMALL.p3o, max_grad_norm=0.05)
     agent = p3o.learner(SMALL, A).init(jax.random.key(0), jnp.zeros(O), jnp.zeros(A))
     agent = agent.replace(params=make_params(), scale=SCALE, returns=RETURNS)
-    update = jax.jit(p3o.update, static_argnums=(0, 1, 5))
+    update = jax.jit(policy_gradient.update, static_argnums=(0, 1, 5))
     vector, _ = numpy_mql.flatten(agent.params)
     square = np.zeros_like(vector)
     for i, rate in enumerate((0.01, 0.005)):
         steps = make_steps(10 + i)
 
         def objective(params, steps=steps):
-            seen = p3o.see(MODULES, params, SCALE, steps)
+            seen = policy_gradient.see(MODULES, params, SCALE, steps)
             reward = jnp.asarray(np.clip(steps.reward / 2, -10, 10))  # their variance is 4
-            return p3o.loss(config, seen, steps, reward, False)[0]
+            return policy_gradient.loss(config, seen, steps, reward, False)[0]
 
         slope, _ = numpy_mql.flatten(jax.jit(jax.grad(objective))(agent.params))
         norm = np.linalg.norm(slope)
@@ -283,7 +285,7 @@ def test_rewards_are_scaled_by_the_spread_of_discounted_returns():
     so_far, seen = np.zeros(4), []
     for i in range(3):
         steps = make_steps(20 + i, 4)
-        returns = p3o.counted(SMALL.p3o, returns, steps)
+        returns = policy_gradient.counted(SMALL.p3o, returns, steps)
         for t in range(T):
             so_far = SMALL.p3o.discount * so_far + steps.reward[:, t]
             seen.append(so_far)
@@ -294,9 +296,9 @@ def test_rewards_are_scaled_by_the_spread_of_discounted_returns():
     assert returns.count == 3 * 4 * T
     reward = jnp.array([0.5, -2.0, 100.0])
     expected = np.clip(np.asarray(reward) / np.std(seen), -10, 10)
-    np.testing.assert_allclose(p3o.scaled(returns, reward), expected, rtol=1e-4)
+    np.testing.assert_allclose(policy_gradient.scaled(returns, reward), expected, rtol=1e-4)
     assert expected[-1] == 10
-    np.testing.assert_array_equal(p3o.scaled(None, reward), reward)
+    np.testing.assert_array_equal(policy_gradient.scaled(None, reward), reward)
 
 
 # --- A round.
@@ -491,7 +493,7 @@ def test_a_fragment_is_seen_as_it_was_when_it_was_collected():
 
         steps = jax.jit(jax.vmap(collect))(state.actors, jax.random.split(jax.random.key(3), 16))
         # The scale changes with learning, not from step to step.
-        seen = p3o.see(modules, state.agent.params, state.agent.scale, steps)
+        seen = policy_gradient.see(modules, state.agent.params, state.agent.scale, steps)
         np.testing.assert_allclose(seen.mean, steps.behaviour.mean, atol=1e-5)
         np.testing.assert_allclose(seen.log_std, steps.behaviour.log_std, atol=1e-6)
         ended = np.asarray(steps.terminated | steps.truncated)
@@ -549,7 +551,7 @@ def test_within_a_trial_the_successor_of_a_last_step_is_the_next_first_one():
 def test_what_comes_after_an_early_end_is_not_remembered():
     env, policy = Numbered(episode_length=10), untrained()
     starts = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(jax.random.key(0), 2), {})
-    steps, valid, _ = jax.jit(lambda key: rollout.trial(env, policy, starts, key))(
+    steps, valid, *_ = jax.jit(lambda key: rollout.trial(env, policy, starts, key))(
         jax.random.key(1)
     )
     np.testing.assert_array_equal(valid, np.broadcast_to(np.arange(10) < 3, (2, 10)))

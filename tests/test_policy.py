@@ -59,7 +59,7 @@ def played(built, state, seed=0, history=5):
     @jax.jit
     def play(key):
         start = rollout.begin(acting, built.env.reset(key, task))
-        return rollout.episode(built.env, acting, start, key)[0]
+        return rollout.episode(built.env, acting, start, key).steps
 
     return jax.device_get(play(jax.random.key(seed)))
 

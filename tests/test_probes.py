@@ -163,7 +163,7 @@ def hidden_bandit_returns(context_size: int) -> np.ndarray:
     def play(task):
         policy = learner.greedy(learner.actor(state.agent), jnp.inf)
         start = rollout.begin(policy, env.reset(jax.random.key(2), task))
-        transitions, valid, _ = rollout.episode(env, policy, start, jax.random.key(3))
+        transitions, valid, *_ = rollout.episode(env, policy, start, jax.random.key(3))
         return jnp.sum(transitions.reward * valid)
 
     return np.asarray(jax.vmap(play)(tasks))

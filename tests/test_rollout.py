@@ -318,9 +318,9 @@ def test_warmup_is_uniform_whatever_the_policy():
     ("end", "length"), [(1, 1), (3, 3), (7, 7), (100, 7)], ids=["first", "third", "last", "limit"]
 )
 def test_episode_masks_what_comes_after_its_end(end, length):
-    steps, valid, finished = jax.jit(lambda start, key: rollout.episode(ENV, RANDOM, start, key))(
-        begin(end), jax.random.key(1)
-    )
+    steps, valid, finished, _ = jax.jit(
+        lambda start, key: rollout.episode(ENV, RANDOM, start, key)
+    )(begin(end), jax.random.key(1))
     assert valid.shape == steps.reward.shape == (7,)
     assert (finished.blew_up, finished.count) == (0, 1)
     np.testing.assert_array_equal(valid, np.arange(7) < length)
@@ -355,7 +355,7 @@ def test_physics_that_blows_up_is_counted_and_not_recorded(gap):
     assert not np.asarray(steps.terminated).any()
     assert all((np.abs(leaf) < 1e10).all() for leaf in jax.tree.leaves((steps, carry.history)))
     play = jax.jit(lambda: rollout.episode(env, RANDOM, start, jax.random.key(1)))
-    _, valid, finished = play()
+    _, valid, finished, _ = play()
     assert finished.blew_up
     assert finished.return_sum == 0.5 + 1.0 + 5 * env.worst_reward
     assert valid.sum() == 3

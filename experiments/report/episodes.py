@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def _play(program: Program, agent: Any, memory: Any, task: Task, key: Key) -> di
 
     def one(actor: Actor) -> dict[str, Array]:
         policy = learner.greedy(actor, games.reach, 0.0)
-        return _episode(env, policy, rollout.begin(policy, start), step_key)[1]
+        row = rollout.begin(policy, start)
+        return _seen(rollout.episode(env, policy, row, step_key, _show(env, policy)))
 
     return jax.vmap(one)(actors)
 
@@ -104,37 +106,23 @@ def _trial(program: Program, actor: Actor, task: Task, key: Key) -> dict[str, Ar
     """Returns the first and the last episode of a trial, if it has two."""
     env, count = program.env, len(program.stages)
     policy = program.learner.greedy(actor, jnp.int32(0), 0.0)
-    start_key, key = derive(key, "starts"), derive(key, "episodes")
-    starts = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(start_key, count), task)
-    first = rollout.begin(policy, jax.tree.map(lambda x: x[0], starts))
-
-    def one(history: Any, at: tuple[Any, Key]) -> tuple[Any, dict[str, Array]]:
-        start, key = at
-        row = first.replace(env_state=start, history=history)
-        return _episode(env, policy, row, key)
-
-    _, found = jax.lax.scan(one, first.history, (starts, jax.random.split(key, count)))
-    return jax.tree.map(lambda x: x[jnp.array(sorted({0, count - 1}))], found)
+    keys = jax.random.split(derive(key, "starts"), count)
+    starts = jax.vmap(env.reset, in_axes=(0, None))(keys, task)
+    played = rollout.trial(env, policy, starts, derive(key, "episodes"), _show(env, policy))
+    return jax.tree.map(lambda x: x[jnp.array(sorted({0, count - 1}))], _seen(played))
 
 
-def _episode(env: Any, policy: Policy, start: ActorCarry, key: Key) -> tuple[Any, dict[str, Array]]:
-    """Returns what is remembered at the end of an episode, and what a page shows of it [T, ...]."""
-
-    def step(carry: tuple[Any, Array], key: Key) -> Any:
-        before, on = carry
-        seen = {"context": policy.context(before.history), "alive": on} | _of_body(env, before)
-        row, transition = rollout.act(env, policy, before, key)
-        seen["reward"] = transition.reward
-        history = rollout.where(on, row.history, before.history)
-        on &= ~(transition.terminated | transition.truncated)
-        return (row.replace(history=history), on), seen
-
-    begin = start, jnp.ones((), bool)
-    (row, _), seen = jax.lax.scan(step, begin, jax.random.split(key, env.episode_length))
-    return row.history, seen
+def _seen(played: rollout.Played) -> dict[str, Array]:
+    """Returns what a page shows of episodes [..., T]."""
+    return played.shown | {"alive": played.valid, "reward": played.steps.reward}
 
 
-def _of_body(env: Any, row: Any) -> dict[str, Array]:
+def _show(env: Any, policy: Policy) -> Callable[[ActorCarry], dict[str, Array]]:
+    """Returns what a page shows of a row before a step."""
+    return lambda row: {"context": policy.context(row.history)} | _of_body(env, row)
+
+
+def _of_body(env: Any, row: ActorCarry) -> dict[str, Array]:
     """Where a body is: a point, by what it observes, or the shapes of a model."""
     if hasattr(env, "shapes"):
         physics, task = row.env_state.physics, row.env_state.task
