@@ -7,7 +7,7 @@ from rich.table import Table
 
 from experiments import run
 from experiments.sweep import Job
-from experiments.terminal import human_time
+from experiments.terminal import called, human_time
 from experiments.tracking import last_row
 
 HELD = "waiting for another process"
@@ -49,40 +49,46 @@ def finished(job: Job, steps: int) -> bool:
     return run.exists(job.folder) and (job.folder / "checkpoints" / str(steps)).is_dir()
 
 
-def _cells(progress: Progress) -> list[str]:
-    state, row = progress.state, progress.row
-    if progress.steps and state != "done":
-        state += f", {progress.steps / progress.total:.0%}"
-    returns = [row.get(f"eval/return_{stage}") for stage in ("pre", "post")]
-    speed = row.get("time/env_steps_per_second") if progress.state == "running" else None
-    return [
-        progress.job.name,
-        state,
-        f"{progress.steps:,}",
-        *("" if value is None else f"{value:.1f}" for value in returns),
-        f"{speed:,.0f}" if speed else "",
-        progress.left(),
-    ]
+def _returns(progress: Progress) -> dict[str, str]:
+    """Returns the first and the last return of an evaluation, by what they are called."""
+    found: dict[str, str] = {}
+    for stage in ("pre", "post"):
+        name, value = called(progress.job.config, stage), progress.row.get(f"eval/return_{stage}")
+        found[name] = found.get(name, "") if value is None else f"{value:.1f}"
+    return found
+
+
+def _state(progress: Progress) -> str:
+    done = progress.steps and progress.state != "done"
+    return progress.state + (f", {progress.steps / progress.total:.0%}" if done else "")
 
 
 def table(runs: Sequence[Progress], caption: str | None = None) -> Table:
     """Returns a table of runs; at the end, where there is no caption, without their speed."""
-    numbers = ["steps", "before", "after", *(("steps/s", "left") if caption else ())]
+    stages = list(dict.fromkeys(name for progress in runs for name in _returns(progress)))
     result = Table(caption=caption)
     result.add_column("run", no_wrap=True)
     result.add_column("state")
-    for name in numbers:
+    for name in ["steps", *stages, *(("steps/s", "left") if caption else ())]:
         result.add_column(name, justify="right")
     for progress in runs:
-        result.add_row(*_cells(progress)[: 2 + len(numbers)])
+        returns = _returns(progress)
+        cells = [progress.job.name, _state(progress), f"{progress.steps:,}"]
+        cells += [returns.get(name, "") for name in stages]
+        if caption:
+            speed = progress.row.get("time/env_steps_per_second")
+            speed = f"{speed:,.0f}" if speed and progress.state == "running" else ""
+            cells += [speed, progress.left()]
+        result.add_row(*cells)
     return result
 
 
 def line(progress: Progress) -> str:
     """Says how far a run is."""
-    name, state, steps, before, after, *_ = _cells(progress)
-    returns = f" · return {before} → {after}" if before and progress.state == "done" else ""
-    return f"{name} · {state} · {steps} of {progress.total:,} steps{returns}"
+    steps = f"{progress.steps:,} of {progress.total:,} steps"
+    said = f"{progress.job.name} · {_state(progress)} · {steps}"
+    returns = " → ".join(filter(None, _returns(progress).values()))
+    return f"{said} · return {returns}" if returns and progress.state == "done" else said
 
 
 def counts(runs: Sequence[Progress]) -> str:

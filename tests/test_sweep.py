@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, guard, here, population, program, run, sweep, tracking
+from experiments import cli, guard, here, population, program, progress, run, sweep, tracking
 from experiments.config import RunFailed
 from experiments.stop import Stop
 from jmql.settings import ConfigError
@@ -55,6 +55,30 @@ seeds: [0, 5]
     lines = [line for line in sweep.listing(sweep.batches(jobs, 1)) if line.startswith("#")]
     assert len(lines) == 16
     assert len(set(lines)) == 8  # seeds are a group
+
+
+def test_returns_are_called_by_what_they_are_of(tmp_path, monkeypatch):
+    """Before and after adaptation, or of the first and the last episode of a trial."""
+    monkeypatch.chdir(tmp_path)
+    jobs = read(
+        tmp_path,
+        """
+base: {task: point_goal, algorithm: p3o}
+points: [{}, {context_span: trial}, {algorithm: mql}]
+""",
+    )
+    runs = [progress.Progress(job) for job in jobs]
+    for of_run, row in zip(runs, ({"pre": 1}, {"pre": 2, "post": 3}, {}), strict=True):
+        of_run.row = {f"eval/return_{stage}": value for stage, value in row.items()}
+        of_run.state = "done"
+    columns = {column.header: list(column.cells) for column in progress.table(runs).columns}
+    assert columns.keys() - {"run", "state", "steps"} == {
+        *("trained", "episode 1", "episode 3", "before", "after")
+    }
+    assert columns["trained"] == ["1.0", "", ""]
+    assert columns["episode 3"] == ["", "3.0", ""]
+    ends = [progress.line(of_run).rpartition(" steps")[2] for of_run in runs]
+    assert ends == [" · return 1.0", " · return 2.0 → 3.0", ""]
 
 
 def test_runs_that_differ_in_seeds_and_numbers_share_a_process(tmp_path, monkeypatch):
