@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from experiments import checkpoint, population
+from experiments.config import RunConfig
+from jmql import settings
 from jmql.config import Config, NetworkConfig, P3OConfig, TrainConfig
 from jmql.settings import ConfigError, replaced
 from tests import tiny
@@ -24,15 +26,35 @@ RUN = dataclasses.replace(
     context_span="trial",
     network=NetworkConfig((16,), 4, normalize=True),
     p3o=P3OConfig(minibatch=8, off_policy_after=100, learning_rate=1e-2),
+    task="point_goal",
+    devices=1,
     train=TrainConfig(env_steps=240, rounds_per_cycle=2),
     **{name: getattr(Config(), name) for name in ("td3", "adapt", "propensity")},
 )
 
 
+# Each number that it reads has another value.
+OTHER = replaced(
+    RUN,
+    {
+        "p3o.learning_rate": 3e-3,
+        "p3o.discount": 0.9,
+        "p3o.gae_lambda": 0.8,
+        "p3o.off_policy_steps": 3.0,
+        "p3o.value_coef": 1.0,
+        "p3o.entropy_coef": 0.1,
+        "p3o.max_grad_norm": 0.2,
+        "p3o.initial_std": 0.5,
+        "seed": 7,
+    },
+)
+
+
 @functools.cache
-def trained(count: int, seeds: int = 1) -> tuple:
+def trained(*runs: RunConfig) -> tuple:
     """The program, its compiled cycle, the states after one cycle and two, the metrics of these."""
-    made = tiny.build(dataclasses.replace(RUN, devices=count, seeds=seeds, task="point_goal"))
+    built = tiny.build(runs[0]) if len(runs) == 1 else population.build(runs)
+    made = dataclasses.replace(built, env=tiny.build(RUN).env)
     cycle = made.compile()
     true, false = jnp.array(True), jnp.array(False)
     state, *_ = cycle(made.init(made.keys), jnp.int32(2), true, false, made.numbers)
@@ -42,23 +64,36 @@ def trained(count: int, seeds: int = 1) -> tuple:
     return made, cycle, middle, state, jax.device_get(results)
 
 
-@pytest.mark.parametrize(("count", "seeds"), [(4, 2), (1, 3)])
-def test_seeds_and_devices_change_nothing(count, seeds):
+def refuse_other(here: tuple, there: tuple, index: int) -> None:
+    """Refuses another state, metrics or returns of tasks of one seed than those of a run alone."""
+    *_, one, (metrics, per_task) = here
+    *_, many, (other_metrics, other_per_task) = there
+    for mine, other in zip(*(host(x) for x in (one, many)), strict=True):
+        np.testing.assert_allclose(mine[0], other[index], rtol=1e-3, atol=1e-4)
+    for name, value in (metrics | per_task).items():
+        other = (other_metrics | other_per_task)[name]
+        np.testing.assert_allclose(value[0], other[index], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_seeds_and_devices_change_nothing():
     """Rows, fragments, statistics, gradients and effective sample sizes are of all devices."""
-    *_, one, (metrics, per_task) = trained(1)
-    made, _, _, many, (other_metrics, other_per_task) = trained(count, seeds)
-    assert made.mesh.size == count
-    for here, there in zip(*(host(x) for x in (one, many)), strict=True):
-        np.testing.assert_allclose(here[0], there[0], rtol=1e-3, atol=1e-4)
+    one, many = trained(RUN), trained(dataclasses.replace(RUN, devices=4, seeds=2))
+    assert many[0].mesh.size == 4
+    refuse_other(one, many, 0)
+    metrics, per_task = one[-1]
     assert metrics["train/off_policy_steps"][0] > 0
     assert 0 < metrics["train/ess"][0] <= 1
     names = {"return_pre", "return_episode2", "return_post"}
     assert names == {name for name in per_task if name.startswith("return")}
-    for name, value in (metrics | per_task).items():
-        there = (other_metrics | other_per_task)[name]
-        np.testing.assert_allclose(value[0], there[0], rtol=1e-3, atol=1e-3, err_msg=name)
-    if seeds > 1:
-        assert not np.allclose(*other_metrics["eval/return_post"][:2])
+    assert not np.allclose(*many[-1][0]["eval/return_post"])
+
+
+def test_every_number_of_a_member_is_that_of_a_run_alone():
+    ours, theirs = settings.numbers(RUN), settings.numbers(OTHER)
+    assert not [x for x in ours if x.startswith("p3o.") and ours[x] == theirs[x]]
+    both = trained(RUN, OTHER)
+    for i, config in enumerate((RUN, OTHER)):
+        refuse_other(trained(config), both, i)
 
 
 def host(state):
@@ -67,7 +102,7 @@ def host(state):
 
 def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
     """Its running statistics, too."""
-    made, cycle, middle, straight, results = trained(1)
+    made, cycle, middle, straight, results = trained(RUN)
     assert middle.agent.returns.count[0] == 3 * made.config.steps_per_round
     with checkpoint.Checkpoints(tmp_path, {}) as files:
         files.save(1, middle)

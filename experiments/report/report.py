@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import run, terminal
 from experiments.config import RunConfig, RunFailed
-from experiments.report import page, panels, source
+from experiments.report import maps, page, panels, source
 from experiments.report.source import Source
 from experiments.terminal import console
 from jmql.settings import ConfigError
@@ -157,19 +157,19 @@ def _parts(it: Source) -> list[str]:
             "near 0.5 cannot tell new from old; one whose calibration error is large should "
             "not be believed.",
             drawn(panels.propensity, it, "Means over held-out tasks, over training"),
-            drawn(panels.reuse, it, "Which training tasks are reused for which new ones"),
+            drawn(maps.reuse, it, "Which training tasks are reused for which new ones"),
         ),
         page.section(
             "Context",
             "What the GRU says of the task from step to step, in its first two "
             "principal components; the large mark is the first step. Paths that part say that"
             f" tasks are told apart.{episode}",
-            drawn(panels.context, it, "Context over an episode"),
+            drawn(maps.context, it, "Context over an episode"),
         ),
         page.section(
             "What the policy does",
             f"{said.episodes}{episode}",
-            drawn(panels.paths, it, "Where the body goes"),
+            drawn(maps.paths, it, "Where the body goes"),
             drawn(_replay, it),
         ),
         page.section(
@@ -203,19 +203,19 @@ def drawn(make: Callable[[Source], object], it: Source, title: str = "") -> str:
 
 
 def _final_tasks(it: Source) -> str:
-    figure = panels.by_task(it, panels.final_tasks(it))
+    figure = maps.by_task(it, maps.final_tasks(it))
     return page.chart(figure, "Held-out tasks of the run, at its last evaluation")
 
 
 def _study_tasks(it: Source) -> str:
-    found = panels.study_tasks(it)
+    found = maps.study_tasks(it)
     if found is None:
         return ""
     row = panels.as_set(it)[0]
     ranges = f", {row['ranges']}" if row.get("ranges") else ""
     count = next(iter(found[1].values())).shape[1]
     title = f"{count} fresh tasks (make evaluate) after {row['env_steps']:,} steps"
-    return page.chart(panels.by_task(it, found), f"{title}{ranges}")
+    return page.chart(maps.by_task(it, found), f"{title}{ranges}")
 
 
 def _replay(it: Source) -> str:
