@@ -194,7 +194,8 @@ def bound(program: Program, repeats: int) -> float:
 def updates(program: Program, state: TrainState, key: Key) -> Any:
     """Learns once, as a round does."""
     flag, none = jnp.ones((), bool), jnp.int32(0)
-    return program.learner.learn(state.agent, state.memory, key, flag, none)
+    tasks = state.actors.env_state.task
+    return program.learner.learn(state.agent, state.memory, tasks, key, flag, none)
 
 
 def collection(program: Program, repeats: int) -> dict[str, Any]:
@@ -332,7 +333,7 @@ def without_context(config: RunConfig) -> RunConfig:
     """An agent that reads no history: what is saved is what the context costs."""
     return dataclasses.replace(
         config,
-        network=dataclasses.replace(config.network, context_size=0),
+        network=dataclasses.replace(config.network, context_size=0, changes=False, task_head=False),
         propensity=dataclasses.replace(config.propensity, observation=True),
     )
 

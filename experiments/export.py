@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from experiments import run
 from experiments.config import RunConfig, RunFailed, all_seeds
 from experiments.memory import human_bytes
+from experiments.program import task_size
 from experiments.terminal import console
 from jmql.config import Config
 from jmql.policy import TrainedPolicy
@@ -55,6 +56,7 @@ def export(folder: Path, config: RunConfig, out: Path, seed: int | None, replay:
         "env_steps": int(state.rounds) * config.steps_per_round,
         "observation_size": env.observation_size,
         "action_size": env.action_size,
+        "task_size": task_size(env),
         "episode_length": env.episode_length,
         "slots_per_row": memory.data.reward.shape[1],
         "versions": record["versions"],

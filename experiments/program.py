@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -237,9 +238,23 @@ def build(run: RunConfig, held_out_at_once: int | None = None) -> Program:
 
 
 def learner_of(run: RunConfig, env: Environment) -> Learner:
-    """Returns the algorithm that a configuration names."""
-    algorithm = {"mql": mql, "p3o": p3o}[run.algorithm]
-    return algorithm.learner(run, env.action_size)
+    """Returns the algorithm that a configuration names.
+
+    Raises:
+        ConfigError: contexts are to tell tasks of which there is nothing to tell.
+    """
+    if run.algorithm == "p3o":
+        return p3o.learner(run, env.action_size)
+    numbers = task_size(env)
+    if run.network.task_head and not numbers:
+        raise ConfigError(f"network.task_head is True; {run.task} is one task, so it must be False")
+    return mql.learner(run, env.action_size, numbers)
+
+
+def task_size(env: Environment) -> int:
+    """Returns how many numbers a task of a family is."""
+    one = jax.eval_shape(lambda key: env.sample_tasks(key, 1), jax.random.key(0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(one))
 
 
 def refuse_uncounted(run: RunConfig, env: Environment) -> None:

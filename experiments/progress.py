@@ -59,8 +59,8 @@ def _returns(progress: Progress) -> dict[str, str]:
 
 
 def _state(progress: Progress) -> str:
-    done = progress.steps and progress.state != "done"
-    return progress.state + (f", {progress.steps / progress.total:.0%}" if done else "")
+    under_way = progress.steps and progress.state != "done"
+    return progress.state + (f", {progress.steps / progress.total:.0%}" if under_way else "")
 
 
 def table(runs: Sequence[Progress], caption: str | None = None) -> Table:

@@ -36,12 +36,24 @@ class NetworkConfig(Settings):
     normalize: bool = False
     """networks see observations and rewards of mean 0 and variance 1; p3o also learns from rewards
     over the standard deviation of discounted returns"""
+    changes: bool = False
+    """contexts also see how observation and reward change from step to step; needs normalize"""
+    task_head: bool = False
+    """contexts also learn to tell the task of meta-training, by a linear head on each"""
 
     def validate(self, prefix: str = "") -> None:
         """As in `Settings`."""
         super().validate(prefix)
         if not self.hidden_sizes:
             raise ConfigError(f"{prefix}hidden_sizes is empty; it must name at least one layer")
+        if self.changes and not self.normalize:
+            raise ConfigError(f"{prefix}changes is True; it needs {prefix}normalize")
+        for name in ("changes", "task_head"):
+            if getattr(self, name) and not self.context_size:
+                raise ConfigError(
+                    f"{prefix}{name} is True; without a context ({prefix}context_size 0) it must be"
+                    " False"
+                )
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,7 @@ _UNREAD = {
     "p3o": (
         *("td3.", "propensity.", "adapt.", "train.updates_per_round"),
         *("collect.exploration_noise", "network.history_length", "evaluate.history_length"),
+        *("network.changes", "network.task_head"),
     ),
 }
 
@@ -284,6 +297,14 @@ class Config(Settings):
 
     def _validate_replay(self) -> None:
         collect, history = self.collect, self.network.history_length
+        if self.network.task_head and self.tasks.train < 2:
+            raise ConfigError(
+                f"tasks.train is {self.tasks.train}; with network.task_head it must be at least 2"
+            )
+        if self.network.changes and collect.unroll < 2:
+            raise ConfigError(
+                f"collect.unroll is {collect.unroll}; with network.changes it must be at least 2"
+            )
         if collect.rows % self.tasks.train:
             raise ConfigError(
                 f"collect.rows is {collect.rows}; it must be a multiple of the"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jmql.replay import ReplayState
-from jmql.types import Actor, Array, Key, Metrics, Policy, Transition
+from jmql.types import Actor, Array, Key, Metrics, Policy, Task, Transition
 
 
 class NewData(NamedTuple):
@@ -37,11 +37,12 @@ class Learner(NamedTuple):
     # (actor, reach [], noise []) -> policy: acts as well as it can but for noise of that standard
     # deviation, and sees the last `reach` steps, or all where it is recurrent
     greedy: Callable[[Actor, Array, Array | float], Policy]
-    # (agent, memory, key, active [] bool, updates [] int32) -> agent and sums over its steps:
-    # learns from replay, whose newest steps are those of this round; no step where not `active`.
+    # (agent, memory, tasks, key, active [] bool, updates [] int32) -> agent and sums over its
+    # steps: learns from replay, whose newest steps are those of this round; no step where not
+    # `active`. `tasks` are those of the rows that this device holds, leaves [E / size, ...].
     # `updates` is `agent.updates` where each round takes as many steps, apart: under vmap over
     # seeds it stays one number, so that what depends on it alone stays a branch.
-    learn: Callable[[Any, ReplayState, Key, Array, Array], tuple[Any, Any]]
+    learn: Callable[[Any, ReplayState, Task, Key, Array, Array], tuple[Any, Any]]
     # the sums of no steps
     no_steps: Any
     # (agent, sums over any number of rounds) -> metrics [] by their names after `train/`

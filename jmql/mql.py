@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jmql import adapt, inputs, networks, replay, rollout, td3
+from jmql import adapt, inputs, mesh, networks, replay, rollout, td3
 from jmql.config import Config
 from jmql.inputs import Scale
 from jmql.learner import Learner
 from jmql.replay import ReplayState
+from jmql.settings import ConfigError
 from jmql.td3 import AgentState, ScaledAgentState, Sums
-from jmql.types import Array, Batch, History, Key, Metrics, Params, Policy
+from jmql.types import Array, Batch, History, Key, Metrics, Params, Policy, Task
 
 
 class Acting(NamedTuple):
@@ -28,19 +29,29 @@ def acting(agent: AgentState) -> Acting:
     return Acting(agent.params["actor"], agent.scale)
 
 
-def learner(config: Config, action_size: int) -> Learner:
-    """Returns Meta-Q-Learning under a configuration, for actions [A].
+def described(tasks: Task) -> Array:
+    """Returns the numbers [E, P] of the tasks of rows, leaves [E, ...] as they are, an angle as a
+    number, too; of mean 0 and variance 1 over the rows of all devices, 0 where they are all alike.
+    """
+    numbers = jnp.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(tasks)], axis=1)
+    miss = numbers - mesh.mean(numbers.mean(0))[None]
+    return miss / jnp.sqrt(mesh.mean(jnp.square(miss).mean(0)) + 1e-8)[None]
+
+
+def learner(config: Config, action_size: int, task_size: int = 0) -> Learner:
+    """Returns Meta-Q-Learning under a configuration, for actions [A] and tasks of P numbers.
 
     An agent is a `td3.AgentState`, and what acts an `Acting`. Stages of adaptation: `step1`, after
     learning from the first new data alone; `shot1`, `shot2` and so on; and `post`, after the last.
     """
-    nets = networks.make(config.network, action_size)
+    nets = networks.make(config.network, action_size, task_size)
 
     def init(key: Key, observation: Array, action: Array) -> AgentState:
-        agent = td3.init(nets, key, observation, action)
         if not config.network.normalize:
-            return agent
-        return ScaledAgentState(**vars(agent), scale=inputs.init(len(observation)))
+            return td3.init(nets, key, observation, action)
+        scale = inputs.init(len(observation), config.network.changes)
+        agent = td3.init(nets, key, observation, action, scale)
+        return ScaledAgentState(**vars(agent), scale=scale)
 
     def act(actor: Acting, observation: Array, history: History) -> Array:
         return nets.act(actor.weights, *inputs.show(actor.scale, observation, history))
@@ -78,7 +89,12 @@ def learner(config: Config, action_size: int) -> Learner:
         return rollout.windowed(policy, action_size, most, context)
 
     def learn(
-        agent: AgentState, memory: ReplayState, key: Key, active: Array, updates: Array
+        agent: AgentState,
+        memory: ReplayState,
+        tasks: Task,
+        key: Key,
+        active: Array,
+        updates: Array,
     ) -> tuple[AgentState, Sums]:
         """Takes `updates_per_round` steps on batches drawn uniformly.
 
@@ -88,10 +104,15 @@ def learner(config: Config, action_size: int) -> Learner:
             scale = inputs.update(agent.scale, memory, config.collect.unroll)
             agent = agent.replace(scale=scale)
         shown = functools.partial(inputs.show_batch, agent.scale)
+        told = described(tasks) if config.network.task_head else None
+        if told is not None and told.shape[1] != task_size:
+            raise ConfigError(
+                f"network.task_head is True and task_size {task_size}; it must be {told.shape[1]}"
+            )
 
         def draw(key: Key) -> tuple[Batch, Array]:
             size, history = config.td3.batch_size, config.network.history_length
-            return shown(replay.sample(memory, key, size, history)), jnp.zeros(())
+            return shown(replay.sample(memory, key, size, history, told)), jnp.zeros(())
 
         num = config.train.updates_per_round
         return td3.train(
@@ -101,7 +122,8 @@ def learner(config: Config, action_size: int) -> Learner:
     def metrics(agent: AgentState, sums: Sums) -> Metrics:
         """Means over the steps, and the norm of all weights, which is not finite if one is not."""
         learned = td3.means(sums)
-        return {
+        told = {"task_loss": learned.task_loss} if config.network.task_head else {}
+        return told | {
             "critic_loss": learned.critic_loss,
             "actor_loss": learned.actor_loss,
             "q": learned.q,

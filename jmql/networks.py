@@ -97,11 +97,13 @@ class Actor(nn.Module):
     hidden_sizes: tuple[int, ...]
     context_size: int
     action_size: int
+    task_size: int = 0
 
     def setup(self) -> None:
         """Names the parts."""
         self.encoder = ContextGRU(self.context_size)
         self.policy = MLP(self.hidden_sizes, self.action_size)
+        self.head = MLP((), self.task_size)
 
     def context(self, history: History, begin: Array | None = None) -> Array:
         """Returns z [..., Z] of windows [..., H] that go on from `begin` [..., Z], or zeros."""
@@ -111,8 +113,14 @@ class Actor(nn.Module):
         """Returns the action [..., A] in [-1, 1] for an observation [..., O] and z [..., Z]."""
         return jnp.tanh(self.policy(jnp.concatenate([observation, context], axis=-1)))
 
+    def tell(self, history: History) -> Array:
+        """Returns what the context says of the task [..., P]."""
+        return self.head(self.encoder(history))
+
     def __call__(self, observation: Array, history: History) -> Array:
         """Returns the action [..., A] in [-1, 1] for an observation [..., O]."""
+        if self.is_initializing() and self.task_size:
+            self.tell(history)
         return self.decide(observation, self.context(history))
 
 
@@ -121,15 +129,24 @@ class TwinCritic(nn.Module):
 
     hidden_sizes: tuple[int, ...]
     context_size: int
+    task_size: int = 0
 
-    @nn.compact
+    def setup(self) -> None:
+        """Names the parts."""
+        self.encoder = ContextGRU(self.context_size)
+        self.q1, self.q2 = MLP(self.hidden_sizes, 1), MLP(self.hidden_sizes, 1)
+        self.head = MLP((), self.task_size)
+
+    def tell(self, history: History) -> Array:
+        """Returns what the context says of the task [..., P]."""
+        return self.head(self.encoder(history))
+
     def __call__(self, observation: Array, history: History, action: Array) -> tuple[Array, Array]:
         """Returns both values, [...] each."""
-        context = ContextGRU(self.context_size, name="encoder")(history)
-        inputs = jnp.concatenate([observation, action, context], axis=-1)
-        q1 = MLP(self.hidden_sizes, 1, name="q1")(inputs)
-        q2 = MLP(self.hidden_sizes, 1, name="q2")(inputs)
-        return q1[..., 0], q2[..., 0]
+        if self.is_initializing() and self.task_size:
+            self.tell(history)
+        inputs = jnp.concatenate([observation, action, self.encoder(history)], axis=-1)
+        return self.q1(inputs)[..., 0], self.q2(inputs)[..., 0]
 
 
 class Networks(NamedTuple):
@@ -201,9 +218,10 @@ class ActorCritic(nn.Module):
         return self.distribution(observation, context), self.value(observation, context)
 
 
-def make(config: NetworkConfig, action_size: int) -> Networks:
-    """Returns the modules that a configuration asks for."""
+def make(config: NetworkConfig, action_size: int, task_size: int = 0) -> Networks:
+    """Returns the modules that a configuration asks for, for tasks [P] if a context tells them."""
+    told = task_size if config.task_head else 0
     return Networks(
-        Actor(config.hidden_sizes, config.context_size, action_size),
-        TwinCritic(config.hidden_sizes, config.context_size),
+        Actor(config.hidden_sizes, config.context_size, action_size, told),
+        TwinCritic(config.hidden_sizes, config.context_size, told),
     )

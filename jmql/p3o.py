@@ -30,7 +30,7 @@ from jmql.policy_gradient import (
     update,
 )
 from jmql.replay import ReplayState
-from jmql.types import Array, History, Key, Metrics, Policy, Transition
+from jmql.types import Array, History, Key, Metrics, Policy, Task, Transition
 
 
 class Memory(struct.PyTreeNode):
@@ -128,7 +128,12 @@ def learner(config: Config, action_size: int) -> Learner:
         return p3o.learning_rate * jnp.maximum(0.0, 1.0 - agent.rounds / whole)
 
     def learn(
-        agent: AgentState, memory: ReplayState, key: Key, active: Array, _: Array
+        agent: AgentState,
+        memory: ReplayState,
+        _tasks: Task,
+        key: Key,
+        active: Array,
+        _updates: Array,
     ) -> tuple[AgentState, Sums]:
         """One step on the newest round, and then a Poisson number of steps on replay.
 

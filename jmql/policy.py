@@ -44,6 +44,7 @@ class Carry(struct.PyTreeNode):
     observation: Array  # [O] of the last step
     action: Array  # [A] of the last step
     begun: Array  # [] bool: there is a last step
+    before: History  # [1]: the step before the last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +69,15 @@ class TrainedPolicy:
 
     def start(self) -> Carry:
         """Returns what there is to remember when an episode begins: nothing."""
+        observation, action = (
+            jnp.zeros(self.about[f"{name}_size"]) for name in ("observation", "action")
+        )
         return Carry(
             jnp.zeros((_reach(self.config), self.config.network.context_size)),
-            jnp.zeros(self.about["observation_size"]),
-            jnp.zeros(self.about["action_size"]),
+            observation,
+            action,
             jnp.zeros((), bool),
+            History(observation[None], action[None], jnp.zeros(1), jnp.zeros(1, bool)),
         )
 
     def act(
@@ -248,19 +253,20 @@ def _step(config: Config, action_size: int) -> Callable[..., tuple[Array, Carry]
     def step(
         actor: mql.Acting, observation: Array, carry: Carry, reward: Array, noise: Array
     ) -> tuple[Array, Carry]:
-        newest = History(
-            carry.observation[None, None],
-            carry.action[None, None],
-            reward[None, None],
-            carry.begun[None, None],
-        )
-        shown, newest = inputs.show(actor.scale, observation, newest)
-        # The window of i + 1 steps goes on from the one of i steps a step ago.
+        reward = jnp.where(carry.begun, reward, 0.0)
+        last = History(carry.observation, carry.action, reward, carry.begun)
+        last = jax.tree.map(lambda x: x[None], last)
+        # The window of i + 1 steps goes on from the one of i steps a step ago; the shortest begins
+        # with the last step.
         shorter = jnp.concatenate([jnp.zeros_like(carry.hidden[:1]), carry.hidden[:-1]])
-        newest = jax.tree.map(lambda x: jnp.repeat(x, len(shorter), axis=0), newest)
+        two = jax.tree.map(lambda *x: jnp.concatenate(x), carry.before, last)
+        two = jax.tree.map(lambda x: jnp.repeat(x[None], len(shorter), axis=0), two)
+        two = two.replace(mask=two.mask.at[0, 0].set(False))
+        shown, two = inputs.show(actor.scale, observation, two)
+        newest = jax.tree.map(lambda x: x[:, 1:], two)
         hidden = nets.context(actor.weights, newest, shorter)
         action = jnp.clip(nets.decide(actor.weights, shown, hidden[-1]) + noise, -1.0, 1.0)
-        return action, Carry(hidden, observation, action, jnp.ones((), bool))
+        return action, Carry(hidden, observation, action, jnp.ones((), bool), last)
 
     return step
 
@@ -291,7 +297,9 @@ def _kept(agent: AgentState, memory: ReplayState) -> dict[str, Any]:
 def blank(config: Config, about: dict[str, Any]) -> tuple[AgentState, ReplayState]:
     """Returns an agent that has learned nothing and an empty memory, of the sizes of a policy."""
     observation, action = jnp.zeros(about["observation_size"]), jnp.zeros(about["action_size"])
-    agent = mql.learner(config, len(action)).init(jax.random.key(0), observation, action)
+    # Files that do not say it are of policies that tell no task.
+    learner = mql.learner(config, len(action), about.get("task_size", 0))
+    agent = learner.init(jax.random.key(0), observation, action)
     zero, never = jnp.zeros(()), jnp.zeros((), bool)
     example = Transition(observation, action, zero, never, never, observation, jnp.int32(0))
     return agent, replay.init(example, config.collect.rows, about["slots_per_row"])

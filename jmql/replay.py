@@ -84,7 +84,9 @@ def windows(data: Transition, row: Array, slot: Array, history_length: int) -> B
     )
 
 
-def sample(state: ReplayState, key: Key, num: int, history_length: int) -> Batch:
+def sample(
+    state: ReplayState, key: Key, num: int, history_length: int, tasks: Array | None = None
+) -> Batch:
     """Draws transitions uniformly, with replacement, from rows and steps.
 
     Rows are stratified: of `strata(E, B)` blocks of rows, each gives the same number. Windows never
@@ -96,13 +98,15 @@ def sample(state: ReplayState, key: Key, num: int, history_length: int) -> Batch
         key: for the draw.
         num: B.
         history_length: H, below C.
+        tasks: [E, P], what a batch says of the task of each row.
 
     Returns:
         This device's share of the batch, [B / size], from the rows that it holds.
     """
     row, slot = mesh.share(_places(state, key, num, history_length))
-    held = len(state.data.reward)
-    return windows(state.data, row - mesh.index() * held, slot, history_length)
+    row = row - mesh.index() * len(state.data.reward)
+    batch = windows(state.data, row, slot, history_length)
+    return batch if tasks is None else batch.replace(task=tasks[row])
 
 
 def newest(state: ReplayState, length: int) -> Transition:

@@ -5,7 +5,8 @@
     actor step:  loss = -mean w Q1(s, u(s)) + lambda |theta - anchor|^2    } after the first of
     targets:     theta' <- theta' + tau (theta - theta')                   } `policy_delay` steps
 
-The same update serves meta-training (w = 1, no anchor) and adaptation (docs/method.md section 2).
+Where a batch says its tasks, each loss has mean (head(z) - task)^2 beside it. The same update
+serves meta-training (w = 1, no anchor) and adaptation (docs/method.md section 2).
 """
 
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from flax import struct
 
-from jmql import mesh
+from jmql import inputs, mesh
 from jmql.config import TD3Config
 from jmql.inputs import Scale
 from jmql.networks import Networks
@@ -47,14 +49,18 @@ class Sums(struct.PyTreeNode):
     actor_loss: Array
     q: Array  # mean Q1
     prox_coef: Array  # lambda
+    task_loss: Array  # of the critic's context
     critic_steps: Array  # how many
     actor_steps: Array  # how many of them moved the actor
 
 
-def init(networks: Networks, key: Key, observation: Array, action: Array) -> AgentState:
-    """Returns a fresh agent; observation [O] and action [A] serve for their shapes."""
+def init(
+    networks: Networks, key: Key, observation: Array, action: Array, scale: Scale | None = None
+) -> AgentState:
+    """Returns a fresh agent; observation [O], action [A] and scale serve for shapes."""
     actor_key, critic_key = jax.random.split(key)
     history = History(observation[None], action[None], jnp.zeros(1), jnp.zeros(1, bool))
+    observation, history = inputs.show(scale, observation, history)
     params = {
         "actor": networks.actor.init(actor_key, observation, history),
         "critic": networks.critic.init(critic_key, observation, history, action),
@@ -112,6 +118,15 @@ def actor_loss(networks: Networks, params: Params, critic_params: Params, batch:
     return -jnp.mean(batch.weight * q1)
 
 
+def task_loss(module: nn.Module, params: Params, batch: Batch) -> Array:
+    """Returns the squared error [] of what contexts tell of tasks, 0 where a batch does not say."""
+    if batch.task is None:
+        return jnp.zeros(())
+    told = jnp.asarray(module.apply(params, batch.history, method="tell"))
+    chex.assert_equal_shape([told, batch.task])
+    return jnp.mean(jnp.square(told - batch.task))
+
+
 def update(
     config: TD3Config,
     networks: Networks,
@@ -137,8 +152,8 @@ def update(
         divided: the batch is this device's share of one, and gradients are means over devices.
 
     Returns:
-        The learner after, and `critic_loss`, `actor_loss`, 0 where there was no step, and `q`,
-        [] each.
+        The learner after, and `critic_loss`, `actor_loss`, 0 where there was no step, `q` and
+        `task_loss`, [] each.
     """
     chex.assert_rank([batch.weight, batch.transition.reward], 1)
     chex.assert_shape(noise, batch.transition.action.shape)
@@ -158,17 +173,21 @@ def update(
 
     target = td_target(config, networks, agent.target_params, batch, noise)
 
-    def critic_objective(params: Params) -> tuple[Array, tuple[Array, Array]]:
+    def critic_objective(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
         loss, q = critic_loss(networks, params, batch, target)
-        return loss + penalty(params, "critic"), (loss, q)
+        miss = task_loss(networks.critic, params, batch)
+        return loss + miss + penalty(params, "critic"), (loss, q, miss)
 
-    gradient, (loss, q) = mean(jax.grad(critic_objective, has_aux=True)(agent.params["critic"]))
+    gradient, (loss, q, miss) = mean(
+        jax.grad(critic_objective, has_aux=True)(agent.params["critic"])
+    )
     agent = gradient_step(agent, "critic", gradient)
 
     def actor_and_targets(agent: AgentState) -> tuple[AgentState, Array]:
         def objective(params: Params) -> tuple[Array, Array]:
             loss = actor_loss(networks, params, agent.params["critic"], batch)
-            return loss + penalty(params, "actor"), loss
+            miss = task_loss(networks.actor, params, batch)
+            return loss + miss + penalty(params, "actor"), loss
 
         gradient, loss = mean(jax.grad(objective, has_aux=True)(agent.params["actor"]))
         agent = gradient_step(agent, "actor", gradient)
@@ -178,7 +197,7 @@ def update(
     agent, policy_loss = jax.lax.cond(
         move_actor, actor_and_targets, lambda agent: (agent, jnp.zeros(())), agent
     )
-    metrics = {"critic_loss": loss, "actor_loss": policy_loss, "q": q}
+    metrics = {"critic_loss": loss, "actor_loss": policy_loss, "q": q, "task_loss": miss}
     return agent.replace(updates=agent.updates + 1), metrics
 
 
@@ -227,7 +246,7 @@ def train(
 
 def no_steps() -> Sums:
     """Returns the sums before the first step."""
-    return Sums(*[jnp.zeros(())] * 6)
+    return Sums(*[jnp.zeros(())] * 7)
 
 
 def means(sums: Sums) -> Sums:
@@ -238,4 +257,5 @@ def means(sums: Sums) -> Sums:
         actor_loss=sums.actor_loss / jnp.maximum(1.0, sums.actor_steps),
         q=sums.q / critic_steps,
         prox_coef=sums.prox_coef / critic_steps,
+        task_loss=sums.task_loss / critic_steps,
     )

@@ -90,7 +90,7 @@ def round(
     actors, transitions, finished = jax.vmap(collect)(state.actors, keys)
     memory = replay.add(state.memory, transitions)
     agent, learned = learner.learn(
-        state.agent, memory, derive(state.key, "learn"), ~warmup, updates
+        state.agent, memory, actors.env_state.task, derive(state.key, "learn"), ~warmup, updates
     )
     state = TrainState(agent, memory, actors, derive(state.key, "next"), state.rounds + 1)
     return state, (learned, mesh.total(jax.tree.map(lambda x: x.sum(0), finished)))

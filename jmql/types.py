@@ -54,6 +54,7 @@ class Batch(struct.PyTreeNode):
     history: History  # [..., B, H] ends one step before the transition
     next_history: History  # [..., B, H] the same window shifted by one: ends with the transition
     weight: Array  # [..., B] importance weight, 1 in meta-training
+    task: Array | None = None  # [..., B, P] what contexts are to tell of it, `mql.described`
 
 
 class Policy(NamedTuple):

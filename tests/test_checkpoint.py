@@ -57,15 +57,23 @@ def same(found, value: float) -> bool:
     return True
 
 
-def test_agents_of_before_there_was_a_scale_are_read(tmp_path):
-    """Where nothing is scaled a checkpoint holds what it did in 0.2.0, and nothing beside."""
-    agent = tiny.filled(tiny.build(tiny.changed(network={"normalize": False}))).agent
+@pytest.mark.parametrize("normalize", [False, True])
+def test_agents_of_before_there_was_a_scale_or_changes_are_read(normalize, tmp_path):
+    """Where nothing is scaled a checkpoint holds what it did in 0.2.0, and nothing beside; where
+    contexts see no changes, what it did before they could.
+    """
+    agent = tiny.filled(tiny.build(tiny.changed(network={"normalize": normalize}))).agent
     names = ("params", "target_params", "opt_state", "updates")
+    saved = {name: getattr(agent, name) for name in names}
+    if normalize:
+        saved["scale"] = {
+            name: getattr(agent.scale, name) for name in ("observation", "reward", "count")
+        }
     with Checkpoints(tmp_path, IDENTITY) as files:
-        files.save(1, {name: getattr(agent, name) for name in names})
+        files.save(1, saved)
         files.wait()
         found = files.restore(jax.eval_shape(lambda: agent)).state
-    assert found.scale is None
+    assert (found.scale is not None) == normalize
     chex.assert_trees_all_equal(found, agent)
 
 

@@ -254,6 +254,12 @@ MISTAKES = {
     (*TRAIN, "--tasks.held-out", "0"): "tasks.held_out is 0; it must be at least 1",
     (*TRAIN, "--network.history-length", "9999"): "network.history_length is 9999",
     (*TRAIN, "--seeds", "0"): "seeds is 0; it must be at least 1",
+    (
+        "train",
+        "--task",
+        "hopper",
+        "--network.task-head",
+    ): "network.task_head is True; hopper is one",
     (*TRAIN, "--run-id", "../x"): "run_id is '../x'; it must be a name",
     (*TRAIN, "--split", "odd"): "point_goal has no split 'odd'; did you mean ood? valid: iid, ood",
     ("train", "--task", "cheetah_dir", "--split", "ood"): "no split 'ood'; valid: iid",
@@ -433,6 +439,7 @@ def test_every_preset_is_valid(profile, algorithm):
         config = presets.preset(task, profile, algorithm)
         assert (config.task, config.profile, config.algorithm) == (task, profile, algorithm)
         config.validate()
+        assert config.total_rounds > 4 * config.train.rounds_per_cycle
         stored = json.dumps(dataclasses.asdict(config))
         assert from_json(stored) == config
 

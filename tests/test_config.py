@@ -10,7 +10,7 @@ import pytest
 
 from experiments.config import RunConfig, from_json, identity
 from jmql.config import Config
-from jmql.settings import ConfigError, Kind, Settings, flatten
+from jmql.settings import ConfigError, Kind, Settings, flatten, replaced
 
 
 def change(config, name, value):
@@ -141,6 +141,23 @@ def test_the_classifier_needs_a_feature():
 def test_a_network_needs_a_layer():
     with pytest.raises(ConfigError, match="hidden_sizes is empty"):
         change(Config(), "network.hidden_sizes", ()).validate()
+
+
+def test_what_contexts_see_and_tell_needs_what_it_stands_on():
+    seeing = change(change(Config(), "network.normalize", True), "network.changes", True)
+    seeing.validate()
+    telling = change(Config(), "network.task_head", True)
+    telling.validate()
+    blind = {"network.context_size": 0, "propensity.observation": True}
+    for config, changes, said in (
+        (seeing, {"network.normalize": False}, r"network\.changes is True; it needs"),
+        (seeing, {"collect.unroll": 1}, r"collect\.unroll is 1; with network\.changes"),
+        (seeing, blind, r"network\.changes is True; without a context .* must be False"),
+        (telling, {"tasks.train": 1}, r"tasks\.train is 1; with network\.task_head"),
+        (telling, blind, r"network\.task_head is True; without a context .* must be False"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            replaced(config, changes).validate()
 
 
 def test_replay_slots_are_whole_unrolls():

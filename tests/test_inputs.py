@@ -92,6 +92,34 @@ def test_the_units_of_observations_and_rewards_do_not_matter():
         np.testing.assert_allclose(here, there, atol=1e-3)
 
 
+def test_changes_are_seen_within_an_episode_over_their_deviations():
+    transitions, memories = make_rollout(rounds=7)
+    scale, update = inputs.init(2, changes=True), jax.jit(inputs.update, static_argnums=2)
+    for memory in memories:
+        scale = update(scale, memory, T)
+    assert scale.observation.mean.tolist() == scaled(memories).observation.mean.tolist()
+    # Of the pairs of steps of each round that are of one episode.
+    both = np.concatenate([transitions.observation, transitions.reward[..., None]], axis=-1)
+    inside = (np.arange(7 * T - 1) + 1) % T > 0
+    changes = np.diff(both, axis=1)[(transitions.step[:, 1:] > 0) & inside]
+    assert int(scale.changes.count) == len(changes) < E * 7 * (T - 1)
+    deviation = np.sqrt(np.square(changes).mean(0))
+    found = np.append(scale.changes.observation, scale.changes.reward)
+    np.testing.assert_allclose(found, deviation**2, rtol=1e-3)
+
+    batch = replay.windows(memories[-1].data, jnp.arange(E), jnp.full(E, 8), H)
+    history, plain = batch.history, inputs.show_batch(scaled(memories), batch).history
+    shown = inputs.show_batch(scale, batch).history
+    np.testing.assert_array_equal(shown.observation[..., :2], plain.observation)
+    np.testing.assert_array_equal(shown.reward, plain.reward)
+    both = np.concatenate([history.observation, history.reward[..., None]], axis=-1)
+    known = np.asarray(history.mask)[:, 1:] & np.asarray(history.mask)[:, :-1]
+    assert 0 < known.sum() < known.size
+    expected = np.clip(np.diff(both, axis=1) / deviation, -10, 10) * known[..., None]
+    np.testing.assert_allclose(shown.observation[:, 1:, 2:], expected, rtol=1e-3, atol=1e-4)
+    assert not np.asarray(shown.observation[:, 0, 2:]).any()
+
+
 def test_what_never_varies_is_seen_as_zero():
     scale = inputs.Scale(
         inputs.Moments(jnp.full(2, 5.0), jnp.zeros(2)), inputs.Moments(*jnp.zeros(2)), jnp.ones(())
@@ -143,7 +171,7 @@ def assert_equal(one, other):
 def test_a_learner_learns_from_what_is_scaled(twins):
     def learned(built, agent, memory):
         learn = jax.jit(built.learner.learn)
-        return learn(agent, memory, jax.random.key(1), jnp.array(True), jnp.int32(0))
+        return learn(agent, memory, {}, jax.random.key(1), jnp.array(True), jnp.int32(0))
 
     (one, sums), (other, same_sums) = (learned(*twin) for twin in twins)
     assert_equal((unscaled(one), sums), (other, same_sums))

@@ -133,6 +133,21 @@ def test_actor_and_critic_own_their_encoders_and_the_heads_share_one():
     assert not np.any(np.isclose(*heads))
 
 
+def test_heads_tell_tasks_from_contexts_alone():
+    config = NetworkConfig(hidden_sizes=(8,), context_size=Z, task_head=True)
+    modules = networks.make(config, A, task_size=3)
+    params = td3.init(modules, jax.random.key(0), jnp.zeros(O), jnp.zeros(A)).params
+    history = make_history(9, 6)
+    for name, module in modules._asdict().items():
+        weights = params[name]["params"]
+        context = modules.context({"params": {"encoder": weights["encoder"]}}, history)
+        (head,) = weights["head"].values()
+        told = np.asarray(context) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+        found = module.apply(params[name], history, method="tell")
+        np.testing.assert_allclose(found, told, rtol=1e-5, atol=1e-6)
+        assert found.shape == (6, 3)
+
+
 def test_without_a_context_history_is_ignored():
     config = NetworkConfig(hidden_sizes=(8,), context_size=0)
     actor, critic, params = make_agent(config)

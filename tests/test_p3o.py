@@ -322,7 +322,7 @@ def compiled(config):
 
     def one(key, active, rounds, numbers):
         learner = p3o.learner(replaced(config, numbers), A)
-        return learner.learn(agent.replace(rounds=rounds), memory, key, active, jnp.int32(0))
+        return learner.learn(agent.replace(rounds=rounds), memory, {}, key, active, jnp.int32(0))
 
     return jax.jit(jax.vmap(one, in_axes=(0, None, None, None)))
 
@@ -411,7 +411,7 @@ def two_rounds(config):
     @jax.jit
     def one(agent, key, numbers):
         learner = p3o.learner(replaced(config, numbers), A)
-        return learner.learn(agent, memory, key, jnp.array(True), jnp.int32(0))[0]
+        return learner.learn(agent, memory, {}, key, jnp.array(True), jnp.int32(0))[0]
 
     return lambda numbers: (
         one(one(agent, jax.random.key(4), numbers), jax.random.key(5), numbers).params

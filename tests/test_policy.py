@@ -30,6 +30,7 @@ def made(built, state):
     about = {
         "observation_size": 2,
         "action_size": 2,
+        "task_size": 2,
         "episode_length": 20,
         "slots_per_row": state.memory.data.reward.shape[1],
     }
@@ -38,7 +39,8 @@ def made(built, state):
 
 @pytest.fixture(scope="module")
 def built():
-    return tiny.build(tiny.changed(adapt={"new_share": 0.5, "learning_rate": 1e-2}))
+    seen = {"changes": True, "task_head": True}
+    return tiny.build(tiny.changed(adapt={"new_share": 0.5, "learning_rate": 1e-2}, network=seen))
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +71,16 @@ def episode(steps):
     return jmql.Episode(observation, steps.action, steps.reward)
 
 
-@pytest.mark.parametrize("history", [0, 20])
-def test_it_acts_as_the_run_does(built, state, history):
+@pytest.mark.parametrize(("history", "changes"), [(0, False), (0, True), (20, True)])
+def test_it_acts_as_the_run_does(built, state, history, changes):
     """Contexts are carried along and never read again, in short windows and in long ones."""
-    other = tiny.build(tiny.changed(evaluate={"history_length": history}))
+    evaluated = {"history_length": history}
+    if changes:
+        config = dataclasses.replace(built.config.evaluate, **evaluated)
+        other = tiny.build(dataclasses.replace(built.config, evaluate=config))
+    else:
+        other = tiny.build(tiny.changed(evaluate=evaluated))
+        state = tiny.filled(other)
     trained, steps = made(other, state), played(other, state, history=history or 5)
     carry, reward = trained.start(), np.nan  # in the first step nobody looks at it
     for i in range(20):

@@ -99,7 +99,9 @@ def test_sample_is_the_stored_past(shape, writes, lengths, seed):
     rows, slots, unroll, history_length = shape
     transitions, began = make_rows(rows, writes * unroll, lengths)
     state = fill(slots, unroll, transitions, writes)
-    batch = _sample(state, jax.random.key(seed), DRAWS, history_length)
+    tasks = 10 * np.arange(rows)[:, None]
+    batch = _sample(state, jax.random.key(seed), DRAWS, history_length, tasks)
+    np.testing.assert_array_equal(batch.task[:, 0], 10 * batch.transition.observation[:, 0])
 
     # A full ring has lost what came before its oldest step: the H oldest are history only.
     steps = writes * unroll

@@ -272,7 +272,7 @@ def test_blocks_are_the_numpy_blocks(delay):
         )
         several = [take(batches, (i, d)) for d in range(delay)]
         expected = numpy_mql.block(config, state, several, noise[i], rate, centre, coefs[i])
-        assert_close(metrics, expected)
+        assert_close(metrics, expected | {"task_loss": 0.0})
     assert_close(agent.params, {name: state[name] for name in ("actor", "critic")})
     assert_close(agent.target_params, state["target"])
     assert agent.updates == blocks * delay
@@ -339,6 +339,31 @@ def test_weight_zero_removes_a_sample():
         assert_close(counted, learned[0])
 
 
+def test_contexts_learn_the_tasks_that_a_batch_says():
+    """Each head its own, within some hundred steps, and nothing else moves it."""
+    modules = networks.make(NetworkConfig((5,), Z, H, task_head=True), A, task_size=2)
+    batch = take(make_batches(4, 1), 0)
+    told = batch.replace(task=0.1 * batch.history.observation[:, -1, :2])
+    fresh = td3.init(modules, jax.random.key(0), jnp.zeros(O), jnp.zeros(A))
+    config = TD3Config(learning_rate=1e-2)
+
+    @jax.jit
+    def learned(batch):
+        none = jnp.zeros(())
+        return td3.train(config, modules, fresh, jax.random.key(1), 600, lambda _: (batch, none))
+
+    agent, sums = learned(told)
+    assert sums.task_loss > 0
+    for name, module in modules._asdict().items():
+        before, after = (td3.task_loss(module, x.params[name], told) for x in (fresh, agent))
+        assert after < 0.2 * before, name
+    agent, sums = learned(batch)
+    assert sums.task_loss == 0
+    for name in ("actor", "critic"):
+        heads = [x.params[name]["params"]["head"] for x in (fresh, agent)]
+        chex.assert_trees_all_equal(*heads)
+
+
 def test_the_critic_does_not_learn_from_the_policy_gradient():
     batches = make_batches(3, 1)
     noise = np.zeros((1, B, A), np.float32)
@@ -362,7 +387,8 @@ def test_train_is_update_by_hand(num, delay, earlier):
     trained, sums = learn(config, plain_agent(), key, num, batch, anchor, True, earlier)
     means = td3.means(sums)
     metrics = {
-        name: getattr(means, name) for name in ("critic_loss", "actor_loss", "q", "prox_coef")
+        name: getattr(means, name)
+        for name in ("critic_loss", "actor_loss", "q", "prox_coef", "task_loss")
     }
 
     agent, several = plain_agent(), {name: [] for name in metrics}

@@ -18,7 +18,7 @@ from experiments import loop as host
 from experiments.config import RunConfig
 from experiments.program import Program, build
 from experiments.stop import Stop
-from jmql import train
+from jmql import mql, train
 from tests import tiny
 
 TRUE, FALSE = jnp.array(True), jnp.array(False)
@@ -181,13 +181,47 @@ def test_the_delayed_steps_stay_a_branch_for_all_seeds(built):
     """A condition that depends on the seed would be computed on both sides, at every update."""
     learner, config = built.learner, built.config
 
-    def learn(agent, memory):
-        over_seeds = jax.vmap(learner.learn, in_axes=(0, 0, None, None, None))
-        return over_seeds(agent, memory, jax.random.key(0), TRUE, jnp.int32(0))
+    def learn(agent, memory, tasks):
+        over_seeds = jax.vmap(learner.learn, in_axes=(0, 0, 0, None, None, None))
+        return over_seeds(agent, memory, tasks, jax.random.key(0), TRUE, jnp.int32(0))
 
-    jaxpr = jax.make_jaxpr(learn)(built.shapes.agent, built.shapes.memory)
+    shapes = built.shapes
+    jaxpr = jax.make_jaxpr(learn)(shapes.agent, shapes.memory, shapes.actors.env_state.task)
     assert config.td3.policy_delay > 1
     assert str(jaxpr).count("cond[") == 1
+
+
+@pytest.mark.parametrize("name", ["changes", "task_head"])
+def test_what_contexts_see_and_tell_is_learned_from(built, name):
+    """And the tasks that they learn to tell are those of the rows."""
+    config = tiny.changed(network={name: True})
+    other = tiny.build(dataclasses.replace(config, task=built.config.task))
+
+    def epochs(built, *rounds):
+        @jax.jit
+        def epoch(state, rounds):
+            what = (built.config, built.env, built.learner)
+            return train.epoch(*what, state, rounds, FALSE, jnp.int32(0))
+
+        state, found = tiny.filled(built), []
+        for number in rounds:
+            state, metrics = epoch(state, jnp.int32(number))
+            found.append(metrics)
+        return found
+
+    (plain,) = epochs(built, 2)
+    first, _, last = epochs(other, 2, 200, 2)
+    assert first["train/critic_loss"] != plain["train/critic_loss"]
+    if name == "task_head":
+        assert last["train/task_loss"] < 0.6 * first["train/task_loss"]
+    else:
+        assert "train/task_loss" not in last
+
+
+def test_tasks_are_told_in_numbers_of_one_scale():
+    tasks = {"b": jnp.array([[1, 2], [3, 2], [5, 2]]), "a": jnp.array([0.0, 30.0, 60.0])}
+    expected = np.array([[-1, -1, 0], [0, 0, 0], [1, 1, 0]]) * 1.5**0.5
+    np.testing.assert_allclose(mql.described(tasks), expected, atol=1e-5)
 
 
 def test_no_two_purposes_share_a_key():

@@ -47,12 +47,16 @@ def _family(numbers: dict[str, Any], more: int = 1) -> dict[str, Any]:
     )
 
 
+# A round of 1,024 rows, as Meta-Q-Learning has there, would be a large part of a run.
+_GOALS = quick.PRESETS["ant_goal"] | dict(
+    tasks=TaskConfig(train=128, held_out=8), train=TrainConfig(env_steps=1_200_000)
+)
 POINT, BODY = _family(quick.POINT, 10), _family(quick.BODY)
 PAPER = dict.fromkeys(quick.SINGLE, _PAPER)
 TUNED = dict.fromkeys(quick.SINGLE, _TUNED)
 QUICK = (
     {task: _family(numbers) for task, numbers in quick.PRESETS.items()}
-    | {"humanoid_dir": BODY}
+    | {"ant_goal": _family(_GOALS), "humanoid_dir": BODY}
     | dict.fromkeys(("point_goal", "point_sparse"), POINT)
     | dict.fromkeys(
         quick.SINGLE, _TUNED | dict(train=dataclasses.replace(_PAPER["train"], env_steps=1_000_000))

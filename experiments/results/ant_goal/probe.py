@@ -6,7 +6,8 @@ noise, and adds lines of estimates from windows of 15 steps of goals that were n
 
 - `knowable`: the mean of all goals under which these steps would have earned what they did;
 - `raw`, `changes`: `jmql`'s own encoder with a linear head, learned by regression on so many goals,
-  from what a history has, and with its changes from step to step beside it, all standardised.
+  from what a history has, and with its changes from step to step beside it (of actions, too), all
+  standardised.
 
 `miss` is the mean distance of the estimate (m), `cosine` that of the ways to it and to the goal,
 where this is farther than half a metre.
@@ -146,7 +147,10 @@ def estimates(
 
 def main(oracle: Path, out: Path, seed: int) -> None:
     """Writes the lines."""
-    program = run.load(oracle, run.read_config(oracle))
+    config = run.read_config(oracle)
+    if not config.observe_task or config.network.context_size:
+        sys.exit(f"{oracle} is no oracle; valid: --observe-task --network.context-size 0")
+    program = run.load(oracle, config)
     walks, untrained = (
         jax.tree.map(lambda x: x[0], program.learner.actor(agent))
         for agent in (run.trained(oracle, program).agent, program.init(program.keys).agent)
