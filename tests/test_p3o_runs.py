@@ -44,7 +44,6 @@ OTHER = replaced(
         "p3o.value_coef": 1.0,
         "p3o.entropy_coef": 0.1,
         "p3o.max_grad_norm": 0.2,
-        "p3o.initial_std": 0.5,
         "seed": 7,
     },
 )
