@@ -12,7 +12,7 @@ import importlib.util
 import io
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs import newton
 from envs.base import Array, Environment, Task
 
 
@@ -60,8 +61,10 @@ class Body(Environment):
         engine = self.engines[backend]
         self._substeps = engine.substeps
         self._pipeline, self._system = _load(backend, self.model, engine)
-        self._step = _runge_kutta if engine.runge_kutta else _one_step
         self._finish_reset = _drop_forces if backend == "mjx" else lambda physics: physics
+        self._move = _engine_steps(self._pipeline)
+        if backend == "mjx":
+            self._move = _mjx_steps(_runge_kutta if engine.runge_kutta else _euler)
         self.dt = engine.timestep * engine.substeps  # seconds of a control step
         free = np.asarray(self._system.jnt_type) == 0  # mujoco.mjtJoint.mjJNT_FREE
         # Where the orientations of free joints, unit quaternions, begin among the positions.
@@ -114,12 +117,7 @@ class Body(Environment):
 
     def driven(self, physics: Any, control: Array, task: Task) -> Any:
         """Returns the physics one control step later; control [actuators] is held all the time."""
-        system = self.system(task)
-
-        def substep(physics: Any, _: None) -> tuple[Any, None]:
-            return self._step(self._pipeline, system, physics, control), None
-
-        return jax.lax.scan(substep, physics, None, length=self._substeps)[0]
+        return self._move(self.system(task), physics, control, self._substeps)
 
     def control(self, action: Array) -> Array:
         """Returns an action [A] in [-1, 1], mapped to the range of the actuators."""
@@ -285,8 +283,8 @@ def _mjx_system(path: Path, engine: Engine) -> Any:
         source.add_numeric(name="max_contact_points", size=1, data=[engine.contacts])
     native = source.compile()
     native.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # humanoid asks for PGS, which MJX lacks
-    # Of MuJoCo's 50 most would do nothing, and MJX runs them all. Parity is tested with these 4;
-    # experiments/solver.py measures others.
+    # Of MJX's own solver, for models that ours does not solve: it runs all of MuJoCo's 50, of which
+    # most would do nothing.
     native.opt.ls_iterations = 4
     native.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
     if engine.runge_kutta:
@@ -307,17 +305,93 @@ def _borrowed(backend: str, model: str) -> Path:
     return Path(spec.origin).parent / folder / model
 
 
-def _one_step(pipeline: Any, system: Any, physics: Any, control: Array) -> Any:
-    """Returns the physics one time step later, by the engine's own integrator."""
-    return pipeline.step(system, physics, control)
+Move = Callable[[Any, Any, Array, int], Any]  # of a system: physics, control, how many steps
 
 
-def _runge_kutta(pipeline: Any, system: Any, physics: Any, control: Array) -> Any:
+def _engine_steps(pipeline: Any) -> Move:
+    """Returns time steps of one of Brax's own engines."""
+
+    def move(system: Any, physics: Any, control: Array, steps: int) -> Any:
+        def step(physics: Any, _: None) -> tuple[Any, None]:
+            return pipeline.step(system, physics, control), None
+
+        return jax.lax.scan(step, physics, None, length=steps)[0]
+
+    return move
+
+
+def _mjx_steps(integrate: Callable[[Any, Any], Any]) -> Move:
+    """Returns time steps of MJX by an integrator.
+
+    Links are where the last step began, as Brax has them.
+    """
+
+    def move(system: Any, physics: Any, control: Array, steps: int) -> Any:
+        def step(physics: Any, _: None) -> tuple[Any, None]:
+            return integrate(system, physics), None
+
+        physics = jax.lax.scan(step, physics.replace(ctrl=control), None, length=steps)[0]
+        base = importlib.import_module("brax.base")
+        x = base.Transform(pos=physics.xpos[1:], rot=physics.xquat[1:])
+        offset = x.pos - physics.subtree_com[system.body_rootid[1:]]
+        velocity = base.Motion(vel=physics.cvel[1:, 3:], ang=physics.cvel[1:, :3])
+        xd = base.Transform.create(pos=offset).vmap().do(velocity)
+        return physics.replace(q=physics.qpos, qd=physics.qvel, x=x, xd=xd)
+
+    return move
+
+
+def _forces(system: Any, physics: Any) -> Any:
+    """Returns what MJX computes of a state, its acceleration above all, as `mjx.forward` does, but
+    with constraint forces of our own solver where it can find them.
+    """
+    mjx = importlib.import_module("mujoco.mjx")
+    physics = mjx.sensor_pos(system, mjx.fwd_position(system, physics))
+    physics = mjx.sensor_vel(system, mjx.fwd_velocity(system, physics))
+    physics = mjx.fwd_acceleration(system, mjx.fwd_actuation(system, physics))
+    if not physics._impl.efc_J.size:
+        return physics.replace(qacc=physics.qacc_smooth)
+    solve = _solved if solves(system) else mjx.solve
+    return mjx.sensor_acc(system, solve(system, physics))
+
+
+def solves(system: Any) -> bool:
+    """Returns whether what constraints cost is `newton.Cost` in a model of MJX: its friction cones
+    are pyramids, and there is no friction in its joints and tendons.
+    """
+    pyramids = importlib.import_module("mujoco").mjtCone.mjCONE_PYRAMIDAL
+    inner = system._impl.dof_hasfrictionloss.any() or system._impl.tendon_hasfrictionloss.any()
+    return system.opt.cone == pyramids and not inner
+
+
+def _solved(system: Any, physics: Any) -> Any:
+    """Returns the physics with the acceleration and the forces of its constraints."""
+    rows, mass = physics._impl, importlib.import_module("mujoco.mjx").full_m(system, physics)
+    equality = jnp.arange(rows.nefc) < rows.ne
+    cost = newton.Cost(mass, physics.qacc_smooth, rows.efc_J, rows.efc_D, rows.efc_aref, equality)
+    before, smooth = physics.qacc_warmstart, physics.qacc_smooth
+    start = jnp.where(cost.at(before) < cost.at(smooth), before, smooth)
+    # MuJoCo scales costs so.
+    tolerance = system.opt.tolerance * jnp.trace(mass)
+    qacc = newton.minimum(cost, start, tolerance, system.opt.iterations)
+    miss = cost.misses(qacc)
+    force = -cost.held(miss) * miss
+    return physics.tree_replace(
+        {"qacc": qacc, "qfrc_constraint": force @ cost.jacobian, "_impl.efc_force": force}
+    )
+
+
+def _euler(system: Any, physics: Any) -> Any:
+    """Returns the physics one time step later, by MuJoCo's semi-implicit Euler."""
+    return importlib.import_module("mujoco.mjx").euler(system, _forces(system, physics))
+
+
+def _runge_kutta(system: Any, physics: Any) -> Any:
     """Returns the physics one time step later, by MuJoCo's Runge-Kutta of order 4.
 
     MJX has it too, but compiles the forces once for each stage; here the stages are a loop. The
-    system's own integrator is Euler with explicit damping: of its steps only the forces are kept,
-    and the way it moves positions, quaternions among them, at a given rate.
+    system's own integrator is Euler with explicit damping: of it only the way is used that it moves
+    positions, quaternions among them, at a given rate.
     """
     mjx = importlib.import_module("mujoco.mjx")
     first, timestep = physics, system.opt.timestep
@@ -329,11 +403,13 @@ def _runge_kutta(pipeline: Any, system: Any, physics: Any, control: Array) -> An
         physics, rate, acceleration = carry
         weight, ahead = numbers
         velocity = physics.qvel
-        physics = pipeline.step(system, physics, control)
+        physics = _forces(system, physics)
         rate = rate + weight * velocity
         acceleration = acceleration + weight * physics.qacc
         physics = physics.replace(
-            qpos=moved(ahead * velocity), qvel=first.qvel + timestep * ahead * physics.qacc
+            qpos=moved(ahead * velocity),
+            qvel=first.qvel + timestep * ahead * physics.qacc,
+            qacc_warmstart=physics.qacc,
         )
         return (physics, rate, acceleration), None
 
@@ -341,7 +417,7 @@ def _runge_kutta(pipeline: Any, system: Any, physics: Any, control: Array) -> An
     numbers = jnp.array([[1 / 6, 1 / 2], [1 / 3, 1 / 2], [1 / 3, 1.0], [1 / 6, 0.0]])
     (physics, rate, acceleration), _ = jax.lax.scan(stage, (first, none, none), numbers)
     q, qd = moved(rate), first.qvel + timestep * acceleration
-    return physics.replace(q=q, qd=qd, qpos=q, qvel=qd, time=first.time + timestep)
+    return physics.replace(qpos=q, qvel=qd, time=first.time + timestep)
 
 
 def _drop_forces(physics: Any) -> Any:

@@ -28,7 +28,7 @@ from mujoco.mjx._src import math as mjx_math
 
 import envs
 from envs.base import Environment
-from envs.physics import Body, Engine
+from envs.physics import Body, Engine, solves
 
 ASSETS = pathlib.Path(importlib.util.find_spec("gymnasium").origin).parent / "envs/mujoco/assets"
 
@@ -498,7 +498,7 @@ CRATE = """
   <worldbody>
     <geom type="box" size=".5 .4 .05" pos="0 0 .3" contype="0" conaffinity="0"/>
     <body name="cart" pos="0 0 1">
-      <joint name="x" type="slide" axis="1 0 0" damping="1"/>
+      <joint name="x" type="slide" axis="1 0 0" damping="1" frictionloss="{friction}"/>
       <geom type="capsule" size=".05 .2" contype="0" conaffinity="0"/>
     </body>
     <body name="box" pos="1 0 2">
@@ -527,12 +527,14 @@ class Crate(Body):
         return self.torso(after)[0]
 
 
+@pytest.mark.parametrize("friction", [0.0, 2.0])  # of the cart's joint: MJX's own solver has it
 def test_a_free_box_of_a_model_of_ones_own_is_that_of_native_mujoco(
-    tmp_path, monkeypatch, rank_promotion
+    friction, tmp_path, monkeypatch, rank_promotion
 ):
     path = tmp_path / "crate.xml"
-    path.write_text(CRATE)
+    path.write_text(CRATE.format(friction=friction))
     env = type("Here", (Crate,), {"model": path})("mjx")
+    assert solves(env._system) == (not friction)
     assert (env.backends, env.action_size) == (("mjx",), 1)
     with monkeypatch.context() as patch:  # what is drawn: MJX would normalise it too
         patch.setattr(env._pipeline, "init", lambda system, q, qd: q)
@@ -596,7 +598,7 @@ def test_bodies_never_have_more_contacts_than_are_kept(family, rank_promotion):
     state = jax.eval_shape(env.reset, jax.random.key(0), jax.tree.map(lambda x: x[0], tasks))
     # Three pairs of a hopper's limbs can meet; others have more than are kept.
     limbs = min(kept, 3) if family == "hopper" else kept
-    assert state.physics.contact.dist.shape == (kept + (kinds - 1) * limbs,)
+    assert state.physics._impl.contact.dist.shape == (kept + (kinds - 1) * limbs,)
 
 
 # --- Where an episode begins.

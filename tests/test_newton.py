@@ -1,0 +1,52 @@
+"""The solver of constraints, on random ones: parity with native MuJoCo is tested with physics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs import newton
+
+SIZE, ROWS, EQUALITIES = 6, 15, 2
+
+
+def constraints(seed, stiff):
+    random = np.random.default_rng(seed)
+    root = random.normal(size=(SIZE, SIZE))
+    return newton.Cost(
+        mass=jnp.asarray(root @ root.T + 0.1 * np.eye(SIZE)),
+        smooth=jnp.asarray(10 * random.normal(size=SIZE)),
+        jacobian=jnp.asarray(random.normal(size=(ROWS, SIZE))),
+        stiffness=jnp.asarray(stiff * np.exp(random.normal(size=ROWS))),
+        reference=jnp.asarray(10 * random.normal(size=ROWS)),
+        equality=jnp.arange(ROWS) < EQUALITIES,
+    )
+
+
+@pytest.mark.parametrize("stiff", [1.0, 1000.0])
+def test_at_the_minimum_the_cost_is_level(stiff):
+    with jax.enable_x64(True):
+        costs = [constraints(seed, stiff) for seed in range(50)]
+        many = jax.tree.map(lambda *x: jnp.stack(x), *costs)
+
+        def level(cost):
+            found = newton.minimum(cost, cost.smooth, 1e-12, 100)
+            return jax.grad(newton.Cost.at, argnums=1)(cost, found)
+
+        np.testing.assert_allclose(jax.jit(jax.vmap(level))(many), 0, atol=1e-9 * stiff)
+
+
+def test_rows_hold_and_push_but_never_pull():
+    mass, zero = jnp.eye(1), jnp.zeros(1)
+    held = newton.Cost(mass, zero, jnp.ones((1, 1)), jnp.ones(1), jnp.ones(1), zero > 0)
+    for cost, expected in (
+        (held, 0.5),  # half way to where the row wants it, for it is as stiff as the mass
+        (held._replace(reference=-jnp.ones(1)), 0.0),
+        (held._replace(reference=-jnp.ones(1), equality=zero == 0), -0.5),
+    ):
+        np.testing.assert_allclose(newton.minimum(cost, zero, 0.0, 10), [expected], atol=1e-6)
+
+
+def test_it_stops_after_as_many_steps_as_it_may():
+    cost = constraints(0, 1000.0)
+    np.testing.assert_array_equal(newton.minimum(cost, cost.smooth, 0.0, 0), cost.smooth)
