@@ -30,10 +30,8 @@ SETTINGS: tuple[tuple[int | None, int | None, int | None], ...] = (
     (0, None, 50),
     (0, None, 4),
     (None, None, 4),
-    (0, None, None),
     (None, None, None),
     (None, 4, None),
-    (None, 2, None),
 )
 _MOVING = ("q", "qd", "qpos", "qvel", "qacc_warmstart")
 

@@ -56,7 +56,7 @@ def draw(picture: Path) -> None:
         for name, (steps, returns) in curves(task).items():
             color, x = _COLORS[name], steps / 1e6
             axis.fill_between(x, returns.min(0), returns.max(0), color=color, alpha=0.2, lw=0)
-            axis.plot(x, returns.mean(0), color=color, label=f"{name} ({len(returns)} seeds)")
+            axis.plot(x, returns.mean(0), color=color, label=f"{name} ({_seeds(returns)})")
         for (name, value), style in zip(PAPER[task].items(), ("--", ":", "-."), strict=True):
             axis.axhline(value, color="#475569", linestyle=style, lw=1, label=f"paper: {name}")
         axis.set_title(task, fontsize=10)
@@ -68,6 +68,11 @@ def draw(picture: Path) -> None:
     figure.savefig(picture, dpi=150)
 
 
+def _seeds(returns: np.ndarray) -> str:
+    """Says how many seeds [S, ...] there are."""
+    return f"{len(returns)} seed{'s' * (len(returns) > 1)}"
+
+
 def table() -> str:
     """Returns returns after the last step, mean ± standard deviation over seeds, as Markdown."""
     names = [*_COLORS, *(f"paper: {name}" for name in ("P3O", "A2C", "PPO"))]
@@ -77,7 +82,8 @@ def table() -> str:
         cells = [f"`{task}`"]
         for name in _COLORS:
             last = found[name][1][:, -1] if name in found else np.zeros(0)
-            cells.append(f"{last.mean():,.0f} ± {last.std(ddof=1):,.0f}" if len(last) > 1 else "")
+            spread = f" ± {last.std(ddof=1):,.0f}" if len(last) > 1 else ""
+            cells.append(f"{last.mean():,.0f}{spread} ({_seeds(last)})" if len(last) else "")
         text += f"| {' | '.join([*cells, *(f'{x:,}' for x in PAPER[task].values())])} |\n"
     return text
 
