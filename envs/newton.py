@@ -45,41 +45,46 @@ class Cost(NamedTuple):
         return 0.5 * (more @ self.mass @ more + self.held(miss) @ jnp.square(miss))
 
 
-class _Carry(NamedTuple):
+class Minimum(NamedTuple):
+    """Where the cost is smallest, and how it was found."""
+
     acceleration: Array  # [V]
-    steps: Array  # [] int32: so far
-    done: Array  # [] bool
+    steps: Array  # [] int32
+    done: Array  # [] bool; False: it took as many steps as it may
 
 
-def minimum(cost: Cost, start: Array, tolerance: Array, iterations: int | Array) -> Array:
-    """Returns the acceleration [V] of the smallest cost.
+def minimum(cost: Cost, start: Array, tolerance: Array | float, iterations: int | Array) -> Minimum:
+    """Returns where the cost is smallest.
 
     Args:
         cost: what is minimised.
         start: where to begin, [V].
-        tolerance: the last step is one that gains less, were no row to change.
+        tolerance: a step that gains less is the last.
         iterations: the most steps.
     """
 
-    def step(carry: _Carry) -> _Carry:
-        miss = cost.misses(carry.acceleration)
+    def step(found: Minimum) -> Minimum:
+        miss = cost.misses(found.acceleration)
         held = cost.held(miss)
-        pull = cost.mass @ (carry.acceleration - cost.smooth)
+        pull = cost.mass @ (found.acceleration - cost.smooth)
         gradient = pull + (held * miss) @ cost.jacobian
         hessian = cost.mass + (cost.jacobian.T * held[None]) @ cost.jacobian
         way = -jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(hessian), gradient)
         change = cost.jacobian @ way
         exact = jnp.all(cost.held(miss + change) == held)
         far = _line_search(cost, miss, change, way @ pull, way @ cost.mass @ way)
-        acceleration = carry.acceleration + jnp.where(exact, 1.0, far) * way
-        done = exact | (-0.5 * way @ gradient < tolerance)
-        return _Carry(acceleration, carry.steps + 1, done)
+        far = jnp.where(exact, 1.0, far)
+        acceleration = found.acceleration + far * way
+        # The cost is convex: it falls by no more than its slope here says.
+        gain = -jnp.maximum(far, 1.0) * way @ gradient
+        done = exact | ~(gain >= tolerance)  # also where it is not a number
+        return Minimum(acceleration, found.steps + 1, done)
 
-    def goes_on(carry: _Carry) -> Array:
-        return ~carry.done & (carry.steps < iterations)
+    def goes_on(found: Minimum) -> Array:
+        return ~found.done & (found.steps < iterations)
 
-    first = _Carry(start, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-    return jax.lax.while_loop(goes_on, step, first).acceleration
+    first = Minimum(start, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    return jax.lax.while_loop(goes_on, step, first)
 
 
 def _line_search(cost: Cost, miss: Array, change: Array, slope: Array, bend: Array) -> Array:

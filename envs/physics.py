@@ -23,6 +23,9 @@ import numpy as np
 from envs import newton
 from envs.base import Array, Environment, Task
 
+# By default GPUs and TPUs multiply in fewer bits than float32 has.
+_all_bits = jax.default_matmul_precision("highest")
+
 
 class Shapes(NamedTuple):
     """What a body is made of, in the world, for pictures."""
@@ -64,6 +67,8 @@ class Body(Environment):
         self._finish_reset = _drop_forces if backend == "mjx" else lambda physics: physics
         self._move = _engine_steps(self._pipeline)
         if backend == "mjx":
+            if engine.runge_kutta and self._system.na:
+                raise ValueError(f"{self.model}: actuators with a state need runge_kutta=False")
             self._move = _mjx_steps(_runge_kutta if engine.runge_kutta else _euler)
         self.dt = engine.timestep * engine.substeps  # seconds of a control step
         free = np.asarray(self._system.jnt_type) == 0  # mujoco.mjtJoint.mjJNT_FREE
@@ -107,6 +112,7 @@ class Body(Environment):
             qd = jax.random.uniform(velocity_key, shape, minval=-noise, maxval=noise)
         return self.placed(task, q, qd)
 
+    @_all_bits
     def placed(self, task: Task, q: Array, qd: Array) -> Any:
         """Returns the physics at positions and velocities, with which an episode begins."""
         return self._finish_reset(self._pipeline.init(self.system(task), q, qd))
@@ -115,6 +121,7 @@ class Body(Environment):
         """Maps the action to the motors' range, and drives them."""
         return self.driven(physics, self.control(action), task)
 
+    @_all_bits
     def driven(self, physics: Any, control: Array, task: Task) -> Any:
         """Returns the physics one control step later; control [actuators] is held all the time."""
         return self._move(self.system(task), physics, control, self._substeps)
@@ -305,7 +312,7 @@ def _borrowed(backend: str, model: str) -> Path:
     return Path(spec.origin).parent / folder / model
 
 
-Move = Callable[[Any, Any, Array, int], Any]  # of a system: physics, control, how many steps
+Move = Callable[[Any, Any, Array, int], Any]  # system, physics, control, how many steps
 
 
 def _engine_steps(pipeline: Any) -> Move:
@@ -323,7 +330,8 @@ def _engine_steps(pipeline: Any) -> Move:
 def _mjx_steps(integrate: Callable[[Any, Any], Any]) -> Move:
     """Returns time steps of MJX by an integrator.
 
-    Links are where the last step began, as Brax has them.
+    Links are where the last step, or its last stage, began, as Brax has them. `contact` stays as it
+    was; contacts are in `_impl`.
     """
 
     def move(system: Any, physics: Any, control: Array, steps: int) -> Any:
@@ -371,9 +379,9 @@ def _solved(system: Any, physics: Any) -> Any:
     cost = newton.Cost(mass, physics.qacc_smooth, rows.efc_J, rows.efc_D, rows.efc_aref, equality)
     before, smooth = physics.qacc_warmstart, physics.qacc_smooth
     start = jnp.where(cost.at(before) < cost.at(smooth), before, smooth)
-    # MuJoCo scales costs so.
+    # As MJX scales costs.
     tolerance = system.opt.tolerance * jnp.trace(mass)
-    qacc = newton.minimum(cost, start, tolerance, system.opt.iterations)
+    qacc = newton.minimum(cost, start, tolerance, system.opt.iterations).acceleration
     miss = cost.misses(qacc)
     force = -cost.held(miss) * miss
     return physics.tree_replace(

@@ -114,9 +114,11 @@ def main(path: Path, families: tuple[str, ...]) -> None:
     kept = ("git_commit", "versions", "device", "platform")
     result = {name: record[name] for name in kept} | {
         "command": f"python -m experiments.solver {path} {' '.join(families)}",
-        "rows": [row for family in families for row in measure(family)],
+        "rows": [],
     }
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for family in families:
+        result["rows"] += measure(family)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

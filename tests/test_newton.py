@@ -31,9 +31,12 @@ def test_at_the_minimum_the_cost_is_level(stiff):
 
         def level(cost):
             found = newton.minimum(cost, cost.smooth, 1e-12, 100)
-            return jax.grad(newton.Cost.at, argnums=1)(cost, found)
+            return jax.grad(newton.Cost.at, argnums=1)(cost, found.acceleration), found
 
-        np.testing.assert_allclose(jax.jit(jax.vmap(level))(many), 0, atol=1e-9 * stiff)
+        slope, found = jax.jit(jax.vmap(level))(many)
+        np.testing.assert_allclose(slope, 0, atol=1e-9 * stiff)
+        assert found.done.all()
+        assert found.steps.max() <= 10
 
 
 def test_rows_hold_and_push_but_never_pull():
@@ -44,9 +47,26 @@ def test_rows_hold_and_push_but_never_pull():
         (held._replace(reference=-jnp.ones(1)), 0.0),
         (held._replace(reference=-jnp.ones(1), equality=zero == 0), -0.5),
     ):
-        np.testing.assert_allclose(newton.minimum(cost, zero, 0.0, 10), [expected], atol=1e-6)
+        np.testing.assert_allclose(newton.minimum(cost, zero, 0.0, 10)[0], [expected], atol=1e-6)
 
 
 def test_it_stops_after_as_many_steps_as_it_may():
     cost = constraints(0, 1000.0)
-    np.testing.assert_array_equal(newton.minimum(cost, cost.smooth, 0.0, 0), cost.smooth)
+    found = newton.minimum(cost, cost.smooth, 0.0, 1)
+    assert (found.steps, found.done) == (1, False)
+
+
+def test_what_is_not_finite_does_not_keep_others_waiting():
+    cost = constraints(0, 1000.0)
+    for broken in (
+        cost._replace(stiffness=cost.stiffness * jnp.nan),
+        cost._replace(mass=-cost.mass),
+    ):
+        assert newton.minimum(broken, cost.smooth, 0.0, 100).steps <= 4
+
+
+def test_single_precision_comes_to_an_end():
+    costs = jax.tree.map(lambda *x: jnp.stack(x), *(constraints(i, 1000.0) for i in range(200)))
+    found = jax.vmap(lambda cost: newton.minimum(cost, cost.smooth, 0.0, 100))(costs)
+    assert found.done.all()
+    assert found.steps.max() <= 20

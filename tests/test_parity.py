@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import itertools
 import pathlib
+import re
 import warnings
 from typing import ClassVar
 from unittest import mock
@@ -570,6 +571,28 @@ def test_a_free_box_of_a_model_of_ones_own_is_that_of_native_mujoco(
             expected = data.geom_xpos[geom] + signs * model.geom_size[geom] @ axes[geom].T
             np.testing.assert_allclose(corners[i], expected, atol=1e-5)
     assert np.abs(observation[-1] - first).max() > 0.3
+
+
+def test_products_of_physics_have_all_bits_of_float32_on_every_device(tmp_path, rank_promotion):
+    path = tmp_path / "crate.xml"
+    path.write_text(CRATE.format(friction=2.0))
+    env = type("Here", (Crate,), {"model": path})("mjx")
+    state = jax.eval_shape(env.reset, jax.random.key(0), {})
+    step = jax.jit(env.step).lower(state, jax.ShapeDtypeStruct((1,), jnp.float32))
+    for lowered in (step, jax.jit(env.reset).lower(jax.random.key(0), {})):
+        products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+        assert products
+        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_actuators_with_a_state_are_refused_where_they_would_stand_still(tmp_path):
+    path = tmp_path / "crate.xml"
+    motor = '<general joint="x" dyntype="filter" dynprm="1" gainprm="10"/>'
+    path.write_text(re.sub("<motor.*/>(?=</act)", motor, CRATE.format(friction=0.0)))
+    slow = {"mjx": Engine(timestep=0.01, substeps=5, runge_kutta=True)}
+    assert type("Here", (Crate,), {"model": path})("mjx").action_size == 1
+    with pytest.raises(ValueError, match="need runge_kutta=False"):
+        type("Here", (Crate,), {"model": path, "engines": slow})("mjx")
 
 
 # --- How many contacts are kept.
