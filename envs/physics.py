@@ -23,9 +23,6 @@ import numpy as np
 from envs import newton
 from envs.base import Array, Environment, Task
 
-# By default GPUs and TPUs multiply in fewer bits than float32 has.
-_all_bits = jax.default_matmul_precision("highest")
-
 
 class Shapes(NamedTuple):
     """What a body is made of, in the world, for pictures."""
@@ -112,19 +109,19 @@ class Body(Environment):
             qd = jax.random.uniform(velocity_key, shape, minval=-noise, maxval=noise)
         return self.placed(task, q, qd)
 
-    @_all_bits
     def placed(self, task: Task, q: Array, qd: Array) -> Any:
         """Returns the physics at positions and velocities, with which an episode begins."""
-        return self._finish_reset(self._pipeline.init(self.system(task), q, qd))
+        with _all_bits():
+            return self._finish_reset(self._pipeline.init(self.system(task), q, qd))
 
     def advance(self, physics: Any, action: Array, task: Task) -> Any:
         """Maps the action to the motors' range, and drives them."""
         return self.driven(physics, self.control(action), task)
 
-    @_all_bits
     def driven(self, physics: Any, control: Array, task: Task) -> Any:
         """Returns the physics one control step later; control [actuators] is held all the time."""
-        return self._move(self.system(task), physics, control, self._substeps)
+        with _all_bits():
+            return self._move(self.system(task), physics, control, self._substeps)
 
     def control(self, action: Array) -> Array:
         """Returns an action [A] in [-1, 1], mapped to the range of the actuators."""
@@ -259,6 +256,13 @@ class Body(Environment):
     def command(self, physics: Any) -> Array:
         """Returns what the actuators were last told, [actuators], 0 at the beginning."""
         return physics.ctrl
+
+
+def _all_bits() -> Any:
+    """Returns a context in which GPUs and TPUs multiply float32 with all of its bits: by default
+    they do with fewer.
+    """
+    return jax.default_matmul_precision("highest")
 
 
 def _load(backend: str, model: str | Path, engine: Engine) -> tuple[Any, Any]:
