@@ -17,7 +17,7 @@ import pytest
 
 from experiments import run, statistics, train
 from experiments.config import TrackingConfig
-from experiments.report import compare, episodes, report, source, workspace
+from experiments.report import compare, episodes, panels, report, source, workspace
 from experiments.stop import Stop
 from jmql import evaluate, p3o, settings
 from jmql.settings import ConfigError
@@ -456,10 +456,20 @@ def test_pages_open_in_a_browser_without_a_network(browser, several, tmp_path, s
         context.close()
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_training_shows_what_the_head_of_a_context_loses_where_there_is_one(head):
+    config = SimpleNamespace(algorithm="mql", network=SimpleNamespace(task_head=head))
+    figure = panels.health(SimpleNamespace(config=config, curve=lambda name: ([0, 1], [2.0, 1.0])))
+    titles = [title.text for title in figure.layout.annotations]
+    assert ("loss of the head that tells the task" in titles) == head
+    assert len(figure.data) == len(titles) == 4 + head
+
+
 def test_the_workspace_shows_what_runs_report(monkeypatch):
     view = workspace.build("me", "jmql")
     real = Path("experiments/results/tuned/ant_dir.jsonl").read_text().splitlines()[-1]
     reported = json.loads(real).keys() | {f"train/{name}" for name in p3o.no_steps().off}
+    reported |= {"train/task_loss"}  # of `network.task_head`, see test_train
     panels = [panel for section in view.sections for panel in section.panels]
     for panel in panels:
         assert panel.x == "env_steps"

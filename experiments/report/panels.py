@@ -251,9 +251,11 @@ def health(source: Source) -> go.Figure | None:
             "train/value_loss": "value loss",
             "train/weight_norm": "norm of all weights",
         }
+    if source.config.network.task_head:
+        names["train/task_loss"] = "loss of the head that tells the task"
     if not any(source.curve(name)[0] for name in names):
         return None
-    rows = len(names) // 2
+    rows = -(-len(names) // 2)
     figure = make_subplots(
         rows, 2, subplot_titles=list(names.values()), vertical_spacing=0.4 / rows
     )

@@ -31,6 +31,7 @@ _SECTIONS: dict[str, dict[str, list[str] | str]] = {
         "critic loss": ["train/critic_loss"],
         "mean Q": ["train/q"],
         "norm of all weights": ["train/weight_norm"],
+        "loss of the head that tells the task": ["train/task_loss"],
     },
     "Speed": {
         "environment steps a second": ["time/env_steps_per_second"],
