@@ -93,7 +93,7 @@ def grasp(press):
         (q, qd), ours = trace(env, tasks, plans)
     theirs = []
     for i, native in enumerate(natives()):
-        native.model.opt.tolerance = 0.0  # as many iterations as MJX takes
+        native.model.opt.tolerance = 0.0  # all the iterations that it may take
         native.reset(q[i], qd[i])
         seen = []
         for action in ours["action"][i]:
