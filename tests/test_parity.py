@@ -573,6 +573,13 @@ def test_a_free_box_of_a_model_of_ones_own_is_that_of_native_mujoco(
     assert np.abs(observation[-1] - first).max() > 0.3
 
 
+def test_elliptic_cones_are_left_to_the_solver_of_mjx(tmp_path):
+    path = tmp_path / "crate.xml"
+    option = '<mujoco><option cone="elliptic"/>'
+    path.write_text(CRATE.format(friction=0.0).replace("<mujoco>", option))
+    assert not solves(type("Here", (Crate,), {"model": path})("mjx")._system)
+
+
 def test_products_of_physics_have_all_bits_of_float32_on_every_device(tmp_path, rank_promotion):
     path = tmp_path / "crate.xml"
     path.write_text(CRATE.format(friction=2.0))
