@@ -3,12 +3,13 @@
 The acceleration a [V] of a body is where a convex cost, quadratic in pieces, is smallest (MuJoCo's
 documentation, "Computation", "Constraint solver"):
 
-    1/2 (a - a_smooth)' M (a - a_smooth) + 1/2 sum over held rows of D r^2,   r = J a - a_ref
+    1/2 a' M a - a' f + 1/2 sum over held rows of D r^2,   r = J a - a_ref
 
-An equality's row is always held, any other where r < 0. MJX finds the same minimum, but most of
-its time goes to a line search of three points a step, and to a last step that finds nothing left to
-gain. Here Newton's method in one dimension, within a bracket, searches a line, and the last step is
-known by itself: if it changes no row the cost is quadratic on it, and it ends at the minimum.
+M is the inertia and f all other force, so that without rows M a = f. An equality's row is always
+held, any other where r < 0. MJX finds the same minimum, but most of its time goes to a line search
+of three points a step, and to a last step that finds nothing left to gain. Here Newton's method in
+one dimension, within a bracket, searches a line, and the last step is known by itself: if it
+changes no row the cost is quadratic on it, and it ends at the minimum.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Cost(NamedTuple):
     """What is smallest at the acceleration that the constraints leave, see above."""
 
     mass: Array  # M [V, V]
-    smooth: Array  # a_smooth [V], without constraints
+    force: Array  # f [V], without constraints
     jacobian: Array  # J [C, V]
     stiffness: Array  # D [C]
     reference: Array  # a_ref [C]
@@ -38,11 +39,6 @@ class Cost(NamedTuple):
     def held(self, miss: Array) -> Array:
         """The stiffness [C] of the rows that are held, 0 of the others."""
         return self.stiffness * (self.equality | (miss < 0))
-
-    def at(self, acceleration: Array) -> Array:
-        """What an acceleration costs, []."""
-        more, miss = acceleration - self.smooth, self.misses(acceleration)
-        return 0.5 * (more @ self.mass @ more + self.held(miss) @ jnp.square(miss))
 
 
 class Minimum(NamedTuple):
@@ -66,10 +62,11 @@ def minimum(cost: Cost, start: Array, tolerance: Array | float, iterations: int 
     def step(found: Minimum) -> Minimum:
         miss = cost.misses(found.acceleration)
         held = cost.held(miss)
-        pull = cost.mass @ (found.acceleration - cost.smooth)
+        pull = cost.mass @ found.acceleration - cost.force
         gradient = pull + (held * miss) @ cost.jacobian
         hessian = cost.mass + (cost.jacobian.T * held[None]) @ cost.jacobian
-        way = -jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(hessian), gradient)
+        factor = jax.scipy.linalg.cho_factor(hessian, lower=True)
+        way = -jax.scipy.linalg.cho_solve(factor, gradient)
         change = cost.jacobian @ way
         exact = jnp.all(cost.held(miss + change) == held)
         far = _line_search(cost, miss, change, way @ pull, way @ cost.mass @ way)

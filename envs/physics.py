@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs import newton
+from envs import newton, rows
 from envs.base import Array, Environment, Task
 
 
@@ -353,18 +353,45 @@ def _mjx_steps(integrate: Callable[[Any, Any], Any]) -> Move:
     return move
 
 
+# What `mjx.fwd_position` does before constraints, but for a factor of the inertia.
+_PLACES = (
+    "kinematics",
+    "com_pos",
+    "camlight",
+    "tendon",
+    "crb",
+    "tendon_armature",
+    "collision",
+    "transmission",
+)
+
+
 def _forces(system: Any, physics: Any) -> Any:
     """Returns what MJX computes of a state, its acceleration above all, as `mjx.forward` does, but
     with constraint forces of our own solver where it can find them.
+
+    Then `qacc_smooth`, factors of the inertia and, but for `efc_force`, rows of constraints are not
+    computed: they stay as they were.
     """
     mjx = importlib.import_module("mujoco.mjx")
-    physics = mjx.sensor_pos(system, mjx.fwd_position(system, physics))
-    physics = mjx.sensor_vel(system, mjx.fwd_velocity(system, physics))
-    physics = mjx.fwd_acceleration(system, mjx.fwd_actuation(system, physics))
-    if not physics._impl.efc_J.size:
-        return physics.replace(qacc=physics.qacc_smooth)
-    solve = _solved if solves(system) else mjx.solve
-    return mjx.sensor_acc(system, solve(system, physics))
+    if not (physics._impl.nefc and solves(system)):
+        return mjx.forward(system, physics)
+    for part in _PLACES:
+        physics = getattr(mjx, part)(system, physics)
+    physics = mjx.sensor_vel(system, mjx.fwd_velocity(system, mjx.sensor_pos(system, physics)))
+    physics = mjx.fwd_actuation(system, physics)
+    force = physics.qfrc_passive - physics.qfrc_bias + physics.qfrc_actuator
+    force = force + physics.qfrc_applied + _pushed(system, physics)
+    physics = _solved(system, physics.replace(qfrc_smooth=force))
+    return mjx.sensor_acc(system, physics)
+
+
+def _pushed(system: Any, physics: Any) -> Array:
+    """Returns what `xfrc_applied` does to each degree of freedom [V], as `mjx.xfrc_accumulate`."""
+    force, torque = jnp.split(physics.xfrc_applied, 2, axis=-1)
+    arm = physics.xipos - physics.subtree_com[system.body_rootid]
+    wrench = jnp.concatenate([torque + jnp.cross(arm, force), force], axis=-1)  # [bodies, 6]
+    return (physics.cdof * (rows.moves(system).T.astype(force.dtype) @ wrench)).sum(-1)
 
 
 def solves(system: Any) -> bool:
@@ -378,19 +405,38 @@ def solves(system: Any) -> bool:
 
 def _solved(system: Any, physics: Any) -> Any:
     """Returns the physics with the acceleration and the forces of its constraints."""
-    rows, mass = physics._impl, importlib.import_module("mujoco.mjx").full_m(system, physics)
-    equality = jnp.arange(rows.nefc) < rows.ne
-    cost = newton.Cost(mass, physics.qacc_smooth, rows.efc_J, rows.efc_D, rows.efc_aref, equality)
-    before, smooth = physics.qacc_warmstart, physics.qacc_smooth
-    start = jnp.where(cost.at(before) < cost.at(smooth), before, smooth)
+    mjx = importlib.import_module("mujoco.mjx")
+    if _usual(system, physics._impl.contact.dim):
+        found = rows.make(system, physics)
+    else:
+        of = mjx.make_constraint(system, physics)._impl
+        found = rows.Rows(of.efc_J, of.efc_D, of.efc_aref)
+    equality = jnp.arange(len(found.reference)) < physics._impl.ne
+    mass = mjx.full_m(system, physics)
+    cost = newton.Cost(mass, physics.qfrc_smooth, *found, equality)
     # As MJX scales costs.
-    tolerance = system.opt.tolerance * jnp.trace(mass)
+    tolerance, start = system.opt.tolerance * jnp.trace(mass), physics.qacc_warmstart
     qacc = newton.minimum(cost, start, tolerance, system.opt.iterations).acceleration
     miss = cost.misses(qacc)
     force = -cost.held(miss) * miss
     return physics.tree_replace(
         {"qacc": qacc, "qfrc_constraint": force @ cost.jacobian, "_impl.efc_force": force}
     )
+
+
+def _usual(system: Any, dims: np.ndarray) -> bool:
+    """Returns whether all constraints of a model of MJX with pyramids are among those of `rows`.
+
+    Args:
+        system: the model.
+        dims: of its contacts.
+    """
+    mujoco = importlib.import_module("mujoco")
+    flags, balls = mujoco.mjtDisableBit, system.jnt_type == int(mujoco.mjtJoint.mjJNT_BALL)
+    off = flags.mjDSBL_CONSTRAINT | flags.mjDSBL_LIMIT | flags.mjDSBL_REFSAFE
+    limits = (balls & system.jnt_limited.astype(bool)).any() or system.tendon_limited.any()
+    others = system.opt.disableflags & off or limits or system.neq
+    return set(dims) <= {1, 3} and not others
 
 
 def _euler(system: Any, physics: Any) -> Any:

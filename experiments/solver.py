@@ -1,4 +1,4 @@
-"""What the solver of constraints in use costs and errs, beside MJX's own, and with other contacts.
+"""What constraints and their solver in use cost and err, beside MJX's own, and with other contacts.
 
 Run with `python -m experiments.solver FILE.json [FAMILY ...]`: some minutes a family, most of them
 to compile. Rows of random play go on under each setting from the same states, and are compared with
@@ -25,7 +25,7 @@ from experiments import presets, run
 FAMILIES = ("cheetah_vel", "walker_params", "ant_dir", "humanoid_dir")
 ROWS, STEPS, REPEATS = 64, 10, 5
 # Contacts that are kept, and the most iterations of the solver and of the line search of MJX's own;
-# None is the family's own number of the first, the model's of the second, and our solver.
+# None is the family's own number of the first, the model's of the second, and our rows and solver.
 SETTINGS: tuple[tuple[int | None, int | None, int | None], ...] = (
     (0, None, 50),
     (0, None, 4),

@@ -41,7 +41,7 @@ SLOW = {
     f"tests.test_{name}"
     for name in (
         "adapt checkpoint door envs evaluate families figures hosts mesh mirror outside p3o"
-        " p3o_runs parity policy population probes resume studies tracking train"
+        " p3o_runs parity policy population probes resume rows studies tracking train"
     ).split()
 }
 

@@ -580,9 +580,13 @@ def test_elliptic_cones_are_left_to_the_solver_of_mjx(tmp_path):
     assert not solves(type("Here", (Crate,), {"model": path})("mjx")._system)
 
 
-def test_products_of_physics_have_all_bits_of_float32_on_every_device(tmp_path, rank_promotion):
+@pytest.mark.parametrize("friction", [0.0, 2.0])  # our rows and solver, and MJX's
+def test_products_of_physics_have_all_bits_of_float32_on_every_device(
+    friction, tmp_path, rank_promotion
+):
     path = tmp_path / "crate.xml"
-    path.write_text(CRATE.format(friction=2.0))
+    limited = CRATE.replace('axis="1 0 0"', 'axis="1 0 0" range="-9 9"')
+    path.write_text(limited.format(friction=friction))
     env = type("Here", (Crate,), {"model": path})("mjx")
     state = jax.eval_shape(env.reset, jax.random.key(0), {})
     step = jax.jit(env.step).lower(state, jax.ShapeDtypeStruct((1,), jnp.float32))
