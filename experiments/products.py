@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jmql.types import Array, Key
 
@@ -14,7 +15,8 @@ Product = tuple[tuple[int, ...], tuple[int, ...], Any]
 
 
 def count(function: Callable[..., Any], *args: Any, branch: float) -> dict[Product, float]:
-    """Returns how many times each product is computed, as the program is written.
+    """Returns how many times each product is computed, as the program is written, but for those
+    that nothing asks for.
 
     Loops of no fixed length count once, and of a condition the branches where it is true.
 
@@ -37,8 +39,9 @@ def count(function: Callable[..., Any], *args: Any, branch: float) -> dict[Produ
                 if isinstance(inner, ClosedJaxpr | Jaxpr):
                     within(inner, times)
 
-    def within(code: Any, times: float) -> None:
-        for equation in code.eqns:
+    def within(code: ClosedJaxpr | Jaxpr, times: float) -> None:
+        code = code.jaxpr if isinstance(code, ClosedJaxpr) else code
+        for equation in dce_jaxpr(code, [True] * len(code.outvars))[0].eqns:
             add(equation, times)
 
     within(jax.make_jaxpr(function)(*args), 1.0)

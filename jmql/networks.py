@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jmql import gru
 from jmql.config import NetworkConfig
 from jmql.types import Array, History, Params
 
@@ -16,11 +17,9 @@ _FAN_IN_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class ContextGRU(nn.Module):
-    """A GRU (Cho et al. 2014) over a history window; steps that are masked leave it untouched.
+    """A GRU over a history window; steps that are masked leave it untouched.
 
-    Update and candidate follow PyTorch: n = tanh(W_in x + b_in + r * (W_hn h + b_hn)),
-    h' = (1 - u) n + u h, gates in the order reset, update, new, with two biases. Under Adam two
-    biases move their sum twice as far as one, so both are kept.
+    As PyTorch's it has two biases: under Adam they move their sum twice as far as one.
     """
 
     context_size: int
@@ -35,8 +34,6 @@ class ContextGRU(nn.Module):
         batch = history.mask.shape[:-1]
         if size == 0:
             return jnp.zeros((*batch, 0))
-        # Features before batch, [H, I, ...]: the gates are then whole blocks of the leading axis
-        # and every elementwise loop runs along the batch (3.5 times faster on CPU).
         inputs = jnp.concatenate(
             [
                 jnp.moveaxis(history.action, (-2, -1), (0, 1)),
@@ -45,26 +42,15 @@ class ContextGRU(nn.Module):
             ],
             axis=1,
         )
-        input_kernel = self.param("input_kernel", _within(size), (inputs.shape[1], 3 * size))
-        hidden_kernel = self.param("hidden_kernel", _within(size), (size, 3 * size))
-        input_bias = self.param("input_bias", _within(size), (3 * size,))
-        hidden_bias = self.param("hidden_bias", _within(size), (3 * size,))
-
-        def linear(kernel: Array, bias: Array, x: Array) -> Array:  # [I, ...] to [3 Z, ...]
-            return jnp.tensordot(kernel.T, x, 1) + jnp.expand_dims(bias, range(1, x.ndim))
-
-        def step(hidden: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
-            x, mask = at
-            from_input = linear(input_kernel, input_bias, x)
-            from_hidden = linear(hidden_kernel, hidden_bias, hidden)
-            gates = nn.sigmoid(from_input[: 2 * size] + from_hidden[: 2 * size])
-            reset, keep = gates[:size], gates[size:]
-            new = jnp.tanh(from_input[2 * size :] + reset * from_hidden[2 * size :])
-            return jnp.where(mask[None], (1 - keep) * new + keep * hidden, hidden), None
-
-        steps = (inputs, jnp.moveaxis(history.mask, -1, 0))
+        shapes = (inputs.shape[1], 3 * size), (size, 3 * size), (3 * size,), (3 * size,)
+        weights = gru.Weights(
+            *(
+                self.param(name, _within(size), shape)
+                for name, shape in zip(gru.Weights._fields, shapes, strict=True)
+            )
+        )
         first = jnp.zeros((size, *batch)) if begin is None else jnp.moveaxis(begin, -1, 0)
-        hidden, _ = jax.lax.scan(step, first, steps)
+        hidden = gru.last(weights, inputs, jnp.moveaxis(history.mask, -1, 0), first)
         return jnp.moveaxis(hidden, 0, -1)
 
 

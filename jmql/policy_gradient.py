@@ -123,7 +123,7 @@ def see(modules: ActorCritic, params: Params, scale: Scale | None, steps: Transi
     read = functools.partial(remember, modules, Acting(params, scale))
 
     def step(context: Array, at: Transition) -> tuple[Array, tuple[Array, Array]]:
-        following = jax.vmap(read)(context, at)
+        following = read(context, at)
         ended = (at.terminated | at.truncated)[:, None]
         return jnp.where(ended, 0.0, following), (context, following)
 
@@ -140,18 +140,18 @@ def see(modules: ActorCritic, params: Params, scale: Scale | None, steps: Transi
 
 
 def remember(modules: ActorCritic, actor: Acting, context: Array, step: Transition) -> Array:
-    """Returns the context [Z] after a step [], which knows whether it began an episode."""
+    """Returns contexts [..., Z] after steps [...], which know whether they began an episode."""
     if not modules.context_size:
         return context
     history = History(
-        step.observation[None],
+        step.observation[..., None, :],
         # The environment clips what is drawn.
-        jnp.clip(step.action, -1.0, 1.0)[None],
-        step.reward[None],
-        jnp.ones(1, bool),
+        jnp.clip(step.action, -1.0, 1.0)[..., None, :],
+        step.reward[..., None],
+        jnp.ones((*step.reward.shape, 1), bool),
     )
     _, shown = inputs.show(actor.scale, step.observation, history)
-    began = jnp.float32(step.step == 0)[None, None]
+    began = jnp.float32(step.step == 0)[..., None, None]
     shown = shown.replace(observation=jnp.concatenate([shown.observation, began], axis=-1))
     return jnp.asarray(modules.apply(actor.weights, shown, context, method="context"))
 

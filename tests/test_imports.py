@@ -18,7 +18,7 @@ ENGINES = {"brax", "mujoco", "gymnasium"}
 # The direction of docs/design.md section 1: a module imports from its own level or a lower one.
 LEVELS = (
     {"types", "settings", "config", "keys"},
-    {"networks", "mesh"},
+    {"gru", "networks", "mesh"},
     {"replay"},
     {"inputs"},
     {"learner", "rollout", "td3", "policy_gradient", "propensity"},

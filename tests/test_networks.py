@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
-from jmql import networks, td3
+from jmql import gru, networks, td3
 from jmql.config import NetworkConfig
 from jmql.types import History
 from tests import numpy_mql
@@ -92,6 +93,23 @@ def test_long_window_equals_a_carried_gru():
         window = window.replace(mask=np.arange(length) >= length - time)
         np.testing.assert_allclose(apply(weights, window), hidden[0], rtol=1e-5, atol=1e-6)
         hidden = numpy_mql.gru_step(in_double(weights), hidden, inputs[time : time + 1])
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_the_slopes_of_the_gru_are_those_of_finite_differences(batch):
+    random, inputs = np.random.default_rng(8), O + A + 1
+    sizes = {"input_kernel": inputs, "hidden_kernel": Z, "input_bias": None, "hidden_bias": None}
+    with jax.enable_x64(True):
+        weights = gru.Weights(
+            *(random.normal(size=(3 * Z,) if n is None else (n, 3 * Z)) for n in sizes.values())
+        )
+        windows, begin = random.normal(size=(H, inputs, *batch)), random.normal(size=(Z, *batch))
+        mask = jnp.asarray(random.random((H, *batch)) < 0.7).at[2].set(False)
+
+        def last(weights, windows, begin):
+            return gru.last(weights, windows, mask, begin)
+
+        check_grads(last, (weights, windows, begin), order=1, modes=["rev"], rtol=1e-6, atol=1e-8)
 
 
 def test_every_part_of_the_history_counts():
