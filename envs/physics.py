@@ -387,7 +387,9 @@ def _forces(system: Any, physics: Any) -> Any:
 
 
 def _pushed(system: Any, physics: Any) -> Array:
-    """Returns what `xfrc_applied` does to each degree of freedom [V], as `mjx.xfrc_accumulate`."""
+    """Returns what `xfrc_applied` does to each degree of freedom [V], as `mjx.xfrc_accumulate`
+    does, which walks over the tree for each body.
+    """
     force, torque = jnp.split(physics.xfrc_applied, 2, axis=-1)
     arm = physics.xipos - physics.subtree_com[system.body_rootid]
     wrench = jnp.concatenate([torque + jnp.cross(arm, force), force], axis=-1)  # [bodies, 6]

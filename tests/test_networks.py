@@ -98,11 +98,9 @@ def test_long_window_equals_a_carried_gru():
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 def test_the_slopes_of_the_gru_are_those_of_finite_differences(batch):
     random, inputs = np.random.default_rng(8), O + A + 1
-    sizes = {"input_kernel": inputs, "hidden_kernel": Z, "input_bias": None, "hidden_bias": None}
+    shapes = (inputs, 3 * Z), (Z, 3 * Z), (3 * Z,), (3 * Z,)
     with jax.enable_x64(True):
-        weights = gru.Weights(
-            *(random.normal(size=(3 * Z,) if n is None else (n, 3 * Z)) for n in sizes.values())
-        )
+        weights = gru.Weights(*(random.normal(size=shape) for shape in shapes))
         windows, begin = random.normal(size=(H, inputs, *batch)), random.normal(size=(Z, *batch))
         mask = jnp.asarray(random.random((H, *batch)) < 0.7).at[2].set(False)
 

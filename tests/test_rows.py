@@ -27,9 +27,9 @@ MODEL = """
         <joint name="hinge" axis="0 1 0" range="-10 10" solreflimit="-300 -10" margin=".1"/>
         <geom zaxis="1 0 0" condim="1" friction=".2" solimp="0 .8 .03"/>
         <body name="last" pos=".5 0 0">
-          <joint name="slide" type="slide" axis="1 0 0" range="-.1 .2" solreflimit=".05 .7"
+          <joint name="slide" type="slide" axis="1 0 0" range="-.1 .2" solreflimit=".001 .7"
             damping="1" stiffness="20"/>
-          <geom type="sphere" size=".1" condim="1" solref=".001 1"/>
+          <geom type="sphere" size=".1" condim="1"/>
           <site name="tip"/>
         </body>
       </body>
