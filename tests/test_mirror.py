@@ -116,6 +116,23 @@ def test_a_machine_that_is_lost_is_replaced_by_one_with_an_empty_disk(tmp_path, 
     assert found == {*mirror.seen()["files"], "mirror.json", "started.json"}
 
 
+@pytest.mark.parametrize("where", [BUCKET, "there"])
+def test_files_come_back_as_they_were_whatever_they_end_with(tmp_path, storage, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.mirror._PAUSE", 0)
+    ends = [b"", b"\r", b"\n", b"\r\n", b"\n\r", b"0" * 10_000 + b"\r"]
+    state = tmp_path / "here/r/checkpoints/1"
+    state.mkdir(parents=True)
+    for i, end in enumerate(ends):
+        (state / str(i)).write_bytes(end)
+    mirror = Mirror(where, tmp_path / "here/r")
+    mirror.fetch()
+    assert mirror.finish() == ""
+    shutil.rmtree(state)
+    Mirror(where, tmp_path / "here/r").fetch()
+    assert [(state / str(i)).read_bytes() for i in range(len(ends))] == ends
+
+
 def test_a_bucket_that_refuses_is_told_in_one_line_before_anything_starts(tmp_path, storage):
     process = start(tmp_path / "m", "--mirror", "gs://other/runs")
     said = process.communicate(timeout=120)[0]
