@@ -17,7 +17,7 @@ import pytest
 
 from experiments import run, statistics, train
 from experiments.config import TrackingConfig
-from experiments.report import compare, episodes, panels, report, source, workspace
+from experiments.report import compare, episodes, groups, panels, report, source, workspace
 from experiments.stop import Stop
 from jmql import evaluate, p3o, settings
 from jmql.settings import ConfigError
@@ -310,8 +310,8 @@ def several(tmp_path) -> Path:
     return tmp_path / "point_goal"
 
 
-def grouped(*paths: Path) -> tuple[list[compare.Group], list[str]]:
-    return compare.grouped([source.read(path) for path in paths])
+def grouped(*paths: Path) -> tuple[list[groups.Group], list[str]]:
+    return groups.grouped([source.read(path) for path in paths])
 
 
 def test_groups_of_seeds_are_compared(several, tmp_path, capsys):
@@ -319,25 +319,25 @@ def test_groups_of_seeds_are_compared(several, tmp_path, capsys):
     # One is still going: all are compared where it is.
     path = several / "fast-1" / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
-    groups, _ = grouped(*compare.folders([f"{several}/slow-*", f"{several}/fast-*"]))
-    assert [group.name for group in groups] == ["tau 0.005", "tau 0.01"]
-    first, second = compare.lines(groups, 160, 4.0, -30.0)
+    both, _ = grouped(*groups.folders([f"{several}/slow-*", f"{several}/fast-*"]))
+    assert [group.name for group in both] == ["tau 0.005", "tau 0.01"]
+    first, second = compare.lines(both, 160, 4.0, -30.0)
     at = np.array([file[1]["tasks/return_post"] for file in files])
     np.testing.assert_allclose(first.at_steps[0], statistics.interquartile_mean(at.ravel()))
     so_far = [np.mean([file[i]["tasks/return_post"] for file in files]) for i in (0, 1)]
     np.testing.assert_allclose(first.best, max(so_far))
     early = np.array([file[0]["tasks/return_post"] for file in files])
     expected = statistics.interquartile_mean(early.ravel())
-    np.testing.assert_allclose(compare.lines(groups, 160, 3.0, 0)[0].at_seconds[0], expected)
+    np.testing.assert_allclose(compare.lines(both, 160, 3.0, 0)[0].at_seconds[0], expected)
     np.testing.assert_allclose(second.at_steps[0], first.at_steps[0] + 10)
     assert second.improvement is not None
     assert second.improvement[0] > 0.8
     assert (first.seeds, first.steps, second.steps) == (2, 240, 160)
     assert first.seconds_to_target == 240 / 40
-    assert compare.lines(groups, 160, 1.0, 0)[0].at_seconds is None  # no evaluation yet
-    assert "fewer than three seeds" in compare.cautions(groups, 160)[0]
-    assert compare.cautions(groups, 160)[-1] == "compared at 160 steps, where tau 0.01 is"
-    assert compare.lines(groups, 160, 4.0, 1e9)[0].seconds_to_target is None
+    assert compare.lines(both, 160, 1.0, 0)[0].at_seconds is None  # no evaluation yet
+    assert "fewer than three seeds" in compare.cautions(both, 160)[0]
+    assert compare.cautions(both, 160)[-1] == "compared at 160 steps, where tau 0.01 is"
+    assert compare.lines(both, 160, 4.0, 1e9)[0].seconds_to_target is None
 
     out = tmp_path / "compare.html"
     compare.compare([str(several)], "", out, None)
@@ -392,7 +392,7 @@ def test_how_probable_it_is_to_be_better():
 
 def test_what_does_not_compare_is_refused(several, tmp_path):
     with pytest.raises(ConfigError, match="nothing has no runs"):
-        compare.folders([f"{tmp_path}/nothing"])
+        groups.folders([f"{tmp_path}/nothing"])
     made(tmp_path, "again", **{"seed": 0, "seeds": 1})
     with pytest.raises(ConfigError, match="are the same run of seed 0"):
         grouped(several / "slow-0", several / "again")
