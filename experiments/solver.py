@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import envs
-from envs import physics
+from envs import steps
 from experiments import presets, run
 
 FAMILIES = ("cheetah_vel", "walker_params", "ant_dir", "humanoid_dir")
@@ -79,7 +79,7 @@ def measure(family: str) -> list[dict[str, Any]]:
         fresh = jax.jit(jax.vmap(env.reset))(keys, tasks)
         states = fresh.replace(physics=fresh.physics.replace(**moving))
         begun = time.monotonic()
-        with mock.patch.object(physics, "solves", lambda _, ours=ls_iterations is None: ours):
+        with mock.patch.object(steps, "solves", lambda _, ours=ls_iterations is None: ours):
             compiled = jax.jit(functools.partial(play, env)).lower(states, actions).compile()
         compile_seconds = time.monotonic() - begun
         after, seconds = compiled(states, actions), []

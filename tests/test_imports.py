@@ -83,12 +83,12 @@ def test_envs_import_nothing_of_the_other_rooms():
         assert not packages(path) & {"jmql", "experiments"}, path
 
 
-def test_one_file_imports_a_physics_engine():
+def test_two_files_import_a_physics_engine():
     """But for anchors, whose business is another's simulator or learner."""
     found = {path for room in ROOMS for path in FILES[room] if packages(path) & ENGINES}
     names = ("arm", "brax_ppo", "gymnasium_play")
     anchors = {ROOT / f"experiments/anchors/{name}.py" for name in names}
-    assert found == {ROOT / "envs/physics.py"} | anchors
+    assert found == {ROOT / "envs/physics.py", ROOT / "envs/steps.py"} | anchors
     for path in FILES["jmql"] + FILES["experiments"]:
         assert "etils" not in packages(path), path
 
@@ -103,7 +103,7 @@ def test_families_do_not_import_each_other():
         ours = {name for name in imports(parse(path)) if name.split(".")[0] == "envs"}
         assert ours, path
         assert all(name.startswith(shared + lent.get(module, ())) for name in ours), path
-    for name in ("base", "physics", "locomotion"):
+    for name in ("base", "physics", "steps", "locomotion"):
         assert not imports(parse(ROOT / f"envs/{name}.py")) & families
 
 

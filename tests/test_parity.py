@@ -29,7 +29,8 @@ from mujoco.mjx._src import math as mjx_math
 
 import envs
 from envs.base import Environment
-from envs.physics import Body, Engine, solves
+from envs.physics import Body, Engine
+from envs.steps import solves
 
 ASSETS = pathlib.Path(importlib.util.find_spec("gymnasium").origin).parent / "envs/mujoco/assets"
 

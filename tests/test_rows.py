@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mujoco import mjx
 
-from envs import physics, rows
+from envs import rows, steps
 
 # Two trees, of which one lies on the other; contacts with and without friction, and parameters of
 # all kinds: of time, too short ones among them, and of stiffness, with another power and middle.
@@ -101,7 +101,7 @@ def test_they_are_those_of_mjx(rank_promotion):
 def test_rows_that_are_not_ours_are_seen(old, new):
     def usual(text):
         system = mjx.put_model(mujoco.MjModel.from_xml_string(text))
-        return physics._usual(system, mjx.make_data(system)._impl.contact.dim)
+        return steps.usual(system, mjx.make_data(system)._impl.contact.dim)
 
     assert usual(MODEL)
     assert not usual(MODEL.replace(old, new))
@@ -119,7 +119,7 @@ def test_forces_are_those_of_mjx(text, rank_promotion):
 
     def both(state):
         given = mjx.make_data(system).replace(**state)
-        return physics._forces(system, given), mjx.forward(system, given)
+        return steps.forces(system, given), mjx.forward(system, given)
 
     with jax.enable_x64(True):
         system = mjx.put_model(model)
