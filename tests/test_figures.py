@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import pathlib
 import types
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 import envs
 from envs.physics import Shapes
 from experiments.figures import __main__ as figures
-from experiments.figures import drawing, kinds, learning
+from experiments.figures import beside, drawing, kinds, learning
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -155,3 +156,46 @@ def test_reuse_by_kind_is_what_its_tasks_weigh_over_what_even_reuse_gives():
     assert np.isnan(times[2:]).all()
     other = row | {"train_tasks": {"kind": [0.0, 0.0, 0.0, 2.0]}}  # a seed that has drawn no mug
     np.testing.assert_allclose(kinds.reuse([row, other])[:3], [(1.6 + 4 / 3) / 2, 0.4, 0.0])
+
+
+def test_algorithms_are_beside_each_other_at_equal_steps_and_minutes():
+    """A seed has its part of the time of those it was trained with, and its last evaluation by
+    then counts.
+    """
+    line = {
+        "changed": {"seeds": 2},
+        "env_steps": [0, 10, 20],
+        "minutes": [1, 2, 8],
+        "eval/return_pre": [-3.0, -2.0, -1.0],
+        "eval/return_post": [None, -1.5, -0.5],
+    }
+    other = line | {"eval/return_pre": [-6.0, -5.0, -4.0]}
+    np.testing.assert_array_equal(beside.at([line, other], "pre", 0, 15), [-2, -5])
+    np.testing.assert_array_equal(beside.at([line, other], "pre", 1, 1.5), [-2, -5])
+    np.testing.assert_array_equal(beside.at([line], "post", 1, 4), [-0.5])
+
+
+def test_what_a_run_knows_of_its_task_is_what_it_changed(tmp_path, monkeypatch):
+    none = {"network.context_size": 0}
+    changed = [{}, none, none | {"observe_task": True}, {"context_span": "trial"}]
+    lines = [
+        {"task": "point_goal", "algorithm": algorithm, "changed": it}
+        for algorithm in ("p3o", "mql")
+        for it in changed[: 4 if algorithm == "p3o" else 3]
+    ]
+    (tmp_path / "p3o").mkdir()
+    (tmp_path / "p3o" / "families.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr(beside, "RESULTS", tmp_path)
+    found = {
+        key: [line["changed"] for line in some] for key, some in beside.runs("point_goal").items()
+    }
+    assert found == {
+        ("MQL", "context"): [{}],
+        ("P3O", "context"): [{}],
+        ("P3O", "context over a trial"): [{"context_span": "trial"}],
+        ("MQL", "no context"): [none],
+        ("P3O", "no context"): [none],
+        ("MQL", "told the task"): [changed[2]],
+        ("P3O", "told the task"): [changed[2]],
+    }
+    assert next(iter(found)) == ("MQL", "context")

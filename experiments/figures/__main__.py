@@ -13,7 +13,17 @@ from pathlib import Path
 import matplotlib as mpl
 
 from experiments.config import RunFailed
-from experiments.figures import adaptation, families, goals, grasp, kinds, learning, paths, single
+from experiments.figures import (
+    adaptation,
+    beside,
+    families,
+    goals,
+    grasp,
+    kinds,
+    learning,
+    paths,
+    single,
+)
 from jmql.settings import ConfigError
 
 PICTURES = {
@@ -21,6 +31,7 @@ PICTURES = {
     "adaptation": adaptation.draw,
     "kinds": kinds.draw,
     "p3o": single.draw,
+    "beside": beside.draw,
     "families": families.draw,
 }
 OF_RUNS = {"paths": paths.draw, "goals": goals.draw, "grasp": grasp.draw}

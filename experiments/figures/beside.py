@@ -1,0 +1,104 @@
+"""Draws Meta-Q-Learning beside P3O on families: with a context, without, and told the task."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.figures.learning import RESULTS
+
+TASKS = ("point_goal", "cheetah_dir")
+_COLORS = {"MQL": "#1d4ed8", "P3O": "#c2410c"}
+_STYLES = {"context": "-", "context over a trial": "--", "no context": ":", "told the task": "-."}
+
+
+def runs(task: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Returns the lines of a family's seeds, by algorithm and by what it knows of the task."""
+    path = RESULTS / "p3o" / "families.jsonl"
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        if line["task"] == task:
+            changed = line["changed"]
+            told = "told the task" if changed.get("observe_task") else "context"
+            if changed.get("network.context_size") == 0 and told == "context":
+                told = "no context"
+            if changed.get("context_span") == "trial":
+                told = "context over a trial"
+            name = "MQL" if line["algorithm"] == "mql" else "P3O"
+            found.setdefault((name, told), []).append(line)
+    order = [(name, told) for told in _STYLES for name in _COLORS]
+    return {key: found[key] for key in order if key in found}
+
+
+def curve(line: dict[str, Any], stage: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns steps, minutes of one core, without compiling, and returns of a seed, [E] each."""
+    minutes = np.array(line["minutes"]) / line["changed"].get("seeds", 1)
+    values = line.get(f"eval/return_{stage}", line["eval/return_pre"])
+    there = [i for i, value in enumerate(values) if value is not None]
+    return np.array(line["env_steps"])[there], minutes[there], np.array(values)[there]
+
+
+def at(lines: Sequence[dict[str, Any]], stage: str, axis: int, limit: float) -> np.ndarray:
+    """Returns what seeds earned [S] at their last evaluation up to a step or a minute."""
+    curves = [curve(line, stage) for line in lines]
+    return np.array([x[2][np.searchsorted(x[axis], limit, side="right") - 1] for x in curves])
+
+
+def draw(picture: Path) -> None:
+    """Draws a row a family: returns before adaptation over steps, and over minutes; those over a
+    trial are of its last episode. A line is the mean over seeds, at the evaluations of the first.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(TASKS), 2, figsize=(9, 3.2 * len(TASKS)), layout="tight")
+    for row, task in zip(axes, TASKS, strict=True):
+        for (name, told), lines in runs(task).items():
+            stage = "post" if told == "context over a trial" else "pre"
+            grid = curve(lines[0], stage)
+            for axis, i, scale in ((row[0], 0, 1e-3), (row[1], 1, 1.0)):
+                mean = [at(lines, stage, 0, limit).mean() for limit in grid[0]]
+                x, style = np.maximum(grid[i] * scale, 1e-2), _STYLES[told]
+                axis.plot(x, mean, style, color=_COLORS[name], lw=1.5, label=f"{name}, {told}")
+        for axis, label in zip(row, ("environment steps (thousands)", "minutes"), strict=True):
+            axis.set_xscale("log")
+            axis.set_xlabel(f"{label}", fontsize=8)
+            axis.tick_params(labelsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+        row[0].set_title(task, fontsize=10)
+        row[0].set_ylabel("return on held-out tasks", fontsize=8)
+    axes[0, 1].legend(fontsize=7, frameon=False)
+    figure.savefig(picture, dpi=150)
+
+
+def table() -> str:
+    """Returns what stands in docs/p3o.md, as Markdown: at the steps and at the minutes that
+    Meta-Q-Learning with a context takes, and at the end.
+    """
+    text = ""
+    for task in TASKS:
+        found = runs(task)
+        base = found["MQL", "context"]
+        ends = [curve(line, "pre") for line in base]
+        steps, minutes = ends[0][0][-1], np.mean([end[1][-1] for end in ends])
+        heads = f"after {steps:,} steps", f"after {minutes:.1f} minutes", "at the end"
+        text += f"\n| `{task}` | {' | '.join(heads)} | steps, minutes there |\n{'| --- ' * 5}|\n"
+        for (name, told), lines in found.items():
+            last = [curve(line, "pre") for line in lines]
+            limits = (0, steps), (1, minutes), (0, np.inf)
+            cells = [_cell(lines, axis, limit) for axis, limit in limits]
+            took = f"{last[0][0][-1]:,}, {np.mean([x[1][-1] for x in last]):.1f}"
+            text += f"| {name}, {told} | {' | '.join([*cells, took])} |\n"
+    return text
+
+
+def _cell(lines: Sequence[dict[str, Any]], axis: int, limit: float) -> str:
+    stages = ["pre"] + ["post"] * any("eval/return_post" in line for line in lines)
+    found = (at(lines, stage, axis, limit) for stage in stages)
+    digits = 1 if abs(at(lines, "pre", 0, np.inf)).mean() < 100 else 0
+    return ", ".join(f"{x.mean():,.{digits}f} ± {x.std(ddof=1):,.{digits}f}" for x in found)
+
+
+if __name__ == "__main__":
+    print(table())
