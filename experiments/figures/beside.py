@@ -52,7 +52,7 @@ def draw(picture: Path) -> None:
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(TASKS), 2, figsize=(9, 3.2 * len(TASKS)), layout="tight")
+    figure, axes = plt.subplots(len(TASKS), 2, figsize=(9, 3.2 * len(TASKS)), layout="constrained")
     for row, task in zip(axes, TASKS, strict=True):
         for (name, told), lines in runs(task).items():
             stage = "post" if told == "context over a trial" else "pre"
@@ -68,7 +68,8 @@ def draw(picture: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         row[0].set_title(task, fontsize=10)
         row[0].set_ylabel("return on held-out tasks", fontsize=8)
-    axes[0, 1].legend(fontsize=7, frameon=False)
+    names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(picture, dpi=150)
 
 

@@ -51,7 +51,9 @@ def draw(picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     tasks = [task for task in TASKS if curves(task)]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.2), layout="tight")
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(3.6 * len(tasks), 3.4), layout="constrained"
+    )
     for axis, task in zip(axes, tasks, strict=True):
         for name, (steps, returns) in curves(task).items():
             color, x = _COLORS[name], steps / 1e6
@@ -63,8 +65,9 @@ def draw(picture: Path) -> None:
         axis.set_xlabel("environment steps (millions)", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=7, frameon=False)
     axes[0].set_ylabel("return of an episode", fontsize=8)
+    names = axes[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.savefig(picture, dpi=150)
 
 
