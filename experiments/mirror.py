@@ -200,13 +200,13 @@ class Mirror:
 
     def _put(self, name: str) -> None:
         """Copies one file of a checkpoint. gcsfs parts a small file from the rest of its message by
-        a bare newline: one that ends with a carriage return would come without it, every time. So
+        a bare newline: one that ends with a carriage return may come without it, every time. So
         such a file goes in a message of its own, which is what a file with `autocommit` off does.
         """
         path = self._folder / name
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 1))
-            if file.read() != b"\r":
+            if file.read() != b"\r" or "gs" not in self._fs.protocol:
                 self._fs.put_file(str(path), self._path(name))
                 return
             file.seek(0)

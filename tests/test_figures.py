@@ -173,6 +173,7 @@ def test_algorithms_are_beside_each_other_at_equal_steps_and_minutes():
     np.testing.assert_array_equal(beside.at([line, other], "pre", 0, 15), [-2, -5])
     np.testing.assert_array_equal(beside.at([line, other], "pre", 1, 1.5), [-2, -5])
     np.testing.assert_array_equal(beside.at([line], "post", 1, 4), [-0.5])
+    np.testing.assert_array_equal(beside.at([line], "post", 0, 5), [np.nan])
 
 
 def test_what_a_run_knows_of_its_task_is_what_it_changed(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_machine_that_is_lost_is_replaced_by_one_with_an_empty_disk(tmp_path, 
 def test_files_come_back_as_they_were_whatever_they_end_with(tmp_path, storage, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("experiments.mirror._PAUSE", 0)
-    ends = [b"", b"\r", b"\n", b"\r\n", b"\n\r", b"0" * 10_000 + b"\r"]
+    ends = [b"", b"\r", b"\n", b"\r\n", b"\n\r", b"0" * 2**18 + b"\r"]
     state = tmp_path / "here/r/checkpoints/1"
     state.mkdir(parents=True)
     for i, end in enumerate(ends):

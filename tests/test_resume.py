@@ -32,6 +32,7 @@ from experiments import (
 )
 from experiments.config import CheckpointConfig, RunConfig, RunFailed, Study, TrackingConfig
 from experiments.mirror import Mirror
+from experiments.places import Place
 from experiments.stop import Stop
 from jmql.settings import ConfigError
 from tests import tiny
@@ -623,7 +624,7 @@ def test_saving_by_the_clock(tmp_path):
         config = RunConfig(checkpoint=CheckpointConfig(minutes=minutes))
         alone = dataclasses.replace(built, config=config, runs=(config,))
         save = train.saver(
-            alone, [train.Place(alone, tmp_path, Files(), Mirror("", tmp_path))], tiny.lone(config)
+            alone, [Place(alone, tmp_path, Files(), Mirror("", tmp_path))], tiny.lone(config)
         )
         for step, now in ((1, True), (2, False), (3, False), (4, True)):
             save(built.shapes, step, now)

@@ -41,9 +41,12 @@ def curve(line: dict[str, Any], stage: str) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def at(lines: Sequence[dict[str, Any]], stage: str, axis: int, limit: float) -> np.ndarray:
-    """Returns what seeds earned [S] at their last evaluation up to a step or a minute."""
+    """Returns what seeds earned [S] at their last evaluation up to a step or a minute; NaN where
+    there is none yet.
+    """
     curves = [curve(line, stage) for line in lines]
-    return np.array([x[2][np.searchsorted(x[axis], limit, side="right") - 1] for x in curves])
+    found = [x[2][: np.searchsorted(x[axis], limit, side="right")] for x in curves]
+    return np.array([some[-1] if len(some) else np.nan for some in found])
 
 
 def draw(picture: Path) -> None:
@@ -68,37 +71,46 @@ def draw(picture: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         row[0].set_title(task, fontsize=10)
         row[0].set_ylabel("return on held-out tasks", fontsize=8)
-    names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    names = {line.get_label(): line for axis in axes[:, 0] for line in axis.lines}
+    figure.legend(
+        names.values(), names, loc="outside lower center", ncols=4, fontsize=8, frameon=False
+    )
     figure.savefig(picture, dpi=150)
 
 
 def table() -> str:
-    """Returns what stands in docs/p3o.md, as Markdown: at the steps and at the minutes that
-    Meta-Q-Learning with a context takes, and at the end.
+    """Returns what stands in docs/p3o.md, as Markdown: at the steps that Meta-Q-Learning takes, at
+    the minutes that both take, by their runs with a context, and at the end.
     """
     text = ""
     for task in TASKS:
         found = runs(task)
-        base = found["MQL", "context"]
-        ends = [curve(line, "pre") for line in base]
-        steps, minutes = ends[0][0][-1], np.mean([end[1][-1] for end in ends])
-        heads = f"after {steps:,} steps", f"after {minutes:.1f} minutes", "at the end"
+        ends = [_end(found[name, "context"]) for name in _COLORS]
+        steps, minutes = ends[0][0], min(minutes for _, minutes in ends)
+        heads = f"after {steps:,.0f} steps", f"after {minutes:.1f} minutes", "at the end"
         text += f"\n| `{task}` | {' | '.join(heads)} | steps, minutes there |\n{'| --- ' * 5}|\n"
         for (name, told), lines in found.items():
-            last = [curve(line, "pre") for line in lines]
             limits = (0, steps), (1, minutes), (0, np.inf)
             cells = [_cell(lines, axis, limit) for axis, limit in limits]
-            took = f"{last[0][0][-1]:,}, {np.mean([x[1][-1] for x in last]):.1f}"
+            took = "{:,.0f}, {:.1f}".format(*_end(lines))
             text += f"| {name}, {told} | {' | '.join([*cells, took])} |\n"
     return text
+
+
+def _end(lines: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Returns the last step and the last minute [2], means over seeds."""
+    curves = (curve(line, "pre") for line in lines)
+    return np.mean([(steps[-1], minutes[-1]) for steps, minutes, _ in curves], axis=0)
 
 
 def _cell(lines: Sequence[dict[str, Any]], axis: int, limit: float) -> str:
     stages = ["pre"] + ["post"] * any("eval/return_post" in line for line in lines)
     found = (at(lines, stage, axis, limit) for stage in stages)
     digits = 1 if abs(at(lines, "pre", 0, np.inf)).mean() < 100 else 0
-    return ", ".join(f"{x.mean():,.{digits}f} ± {x.std(ddof=1):,.{digits}f}" for x in found)
+    return ", ".join(
+        f"{x.mean():,.{digits}f}" + (f" ± {x.std(ddof=1):,.{digits}f}" if len(x) > 1 else "")
+        for x in found
+    )
 
 
 if __name__ == "__main__":
