@@ -37,16 +37,16 @@ def curve(line: dict[str, Any], stage: str) -> tuple[np.ndarray, np.ndarray, np.
     minutes = np.array(line["minutes"]) / line["changed"].get("seeds", 1)
     values = line.get(f"eval/return_{stage}", line["eval/return_pre"])
     there = [i for i, value in enumerate(values) if value is not None]
-    return np.array(line["env_steps"])[there], minutes[there], np.array(values)[there]
+    earned = np.array([values[i] for i in there])
+    return np.array(line["env_steps"])[there], minutes[there], earned
 
 
 def at(lines: Sequence[dict[str, Any]], stage: str, axis: int, limit: float) -> np.ndarray:
-    """Returns what seeds earned [S] at their last evaluation up to a step or a minute; NaN where
-    there is none yet.
+    """Returns what seeds earned [S] at a step or a minute, on the line between two evaluations: NaN
+    before the first, the last one's after it.
     """
     curves = [curve(line, stage) for line in lines]
-    found = [x[2][: np.searchsorted(x[axis], limit, side="right")] for x in curves]
-    return np.array([some[-1] if len(some) else np.nan for some in found])
+    return np.array([np.interp(limit, x[axis], x[2], left=np.nan) for x in curves])
 
 
 def draw(picture: Path) -> None:
