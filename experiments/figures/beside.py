@@ -66,7 +66,7 @@ def draw(picture: Path) -> None:
                 axis.plot(x, mean, style, color=_COLORS[name], lw=1.5, label=f"{name}, {told}")
         for axis, label in zip(row, ("environment steps (thousands)", "minutes"), strict=True):
             axis.set_xscale("log")
-            axis.set_xlabel(f"{label}", fontsize=8)
+            axis.set_xlabel(label, fontsize=8)
             axis.tick_params(labelsize=8)
             axis.spines[["top", "right"]].set_visible(False)
         row[0].set_title(task, fontsize=10)
